@@ -1,0 +1,105 @@
+"""Fixtures: shared servers, a world for each test, and the line of totals that test.sh sums up."""
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+import lattice
+from lattice import PROVIDER, RUN, World
+from servers import Certificates, NatsServer
+
+SANITIZED = "/san/" in PROVIDER
+EMULATED = bool(RUN)
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "smoke: the main paths, also run by the arm64 binary under emulation")
+    config.addinivalue_line("markers", "release: measures the release binary itself; no sanitizers, no emulation")
+
+
+def pytest_collection_modifyitems(items):
+    if SANITIZED or EMULATED or lattice.REFERENCE:
+        skip = pytest.mark.skip(reason="about the release binary itself")
+        for item in items:
+            if item.get_closest_marker("release"):
+                item.add_marker(skip)
+
+
+def pytest_sessionfinish(session):
+    """Writes "passed failed skipped" to the file named by TOTALS."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if reporter and os.environ.get("TOTALS"):
+        count = {name: len(reporter.stats.get(name, [])) for name in ("passed", "failed", "error", "skipped")}
+        Path(os.environ["TOTALS"]).write_text(f"{count['passed']} {count['failed'] + count['error']} {count['skipped']}\n")
+
+
+@pytest.fixture(scope="session")
+def folder():
+    with tempfile.TemporaryDirectory(prefix="provider-tests-") as name:
+        yield Path(name)
+
+
+@pytest.fixture(scope="session")
+def server(folder):
+    """The plain nats-server that most tests share."""
+    server = NatsServer(dir=folder).start()
+    yield server
+    server.remove()
+
+
+@pytest.fixture
+def servers(folder):
+    """Starts servers of a test's own: servers(config) gives one that runs."""
+    started = []
+
+    def start(config="", run=True):
+        server = NatsServer(config, dir=folder)
+        started.append(server)
+        return server.start() if run else server
+    yield start
+    for server in started:
+        server.remove()
+
+
+@pytest.fixture(scope="session")
+def authority(folder):
+    """The certificate authority that the tests trust."""
+    return Certificates(folder)
+
+
+@pytest.fixture(scope="session")
+def stranger(folder):
+    """A certificate authority that nobody trusts."""
+    return Certificates(folder, "stranger")
+
+
+@pytest_asyncio.fixture
+async def world(server):
+    """A lattice on the shared server."""
+    world = await World(server).open()
+    yield world
+    await world.close()
+
+
+@pytest_asyncio.fixture(params=["1.9", "1.0"])
+async def each_world(server, request):
+    """A lattice on the shared server, once with a 1.9 host and once with a 1.0 host."""
+    world = await World(server).open(request.param)
+    yield world
+    await world.close()
+
+
+@pytest_asyncio.fixture
+async def worlds():
+    """Lattices on servers of the test's own: await worlds(server, …)."""
+    opened = []
+
+    async def open(server, version="1.9", **connect):
+        world = await World(server, **connect).open(version)
+        opened.append(world)
+        return world
+    yield open
+    for world in opened:
+        await world.close()

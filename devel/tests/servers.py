@@ -1,0 +1,251 @@
+"""What a provider connects to: nats-server in every form the tests need, certificates, accounts, and dead ends."""
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import threading
+import time
+import urllib.request
+from pathlib import Path
+
+SLOW = float(os.environ.get("SLOW", "1"))  # sanitizers and emulation take longer; a deadline is multiplied by this
+DEADLINE = 10 * SLOW
+
+
+class NatsServer:
+    """A nats-server on loopback ports that were free, described by a configuration file.
+
+    start() returns when the server says that it is ready; stop() and start() again use the same ports.
+    """
+
+    def __init__(self, config="", *, dir=None):
+        self.config = config
+        self.dir = Path(tempfile.mkdtemp(prefix="nats-", dir=dir))
+        self.port = self.http_port = -1
+        self.process = None
+        self.lines = []
+        self.news = threading.Condition()
+
+    @property
+    def address(self):
+        return f"127.0.0.1:{self.port}"
+
+    @property
+    def url(self):
+        return f"nats://{self.address}"
+
+    def start(self):
+        self._write_config()
+        self.lines = []
+        self.process = subprocess.Popen(["nats-server", "-c", str(self.dir / "nats.conf")],
+                                        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        threading.Thread(target=self._collect, args=(self.process,), daemon=True).start()
+        self.wait_line("Server is ready")
+        self.port = self._port_of("Listening for client connections on")
+        self.http_port = self._port_of("Starting http monitor on")
+        return self
+
+    def stop(self, how=signal.SIGKILL):
+        """Ends it as a crash does; every connection is reset."""
+        if self.process and self.process.poll() is None:
+            self.process.send_signal(how)
+            self.process.wait(DEADLINE)
+        return self
+
+    def remove(self):
+        self.stop()
+        shutil.rmtree(self.dir, ignore_errors=True)
+
+    def reload(self, config):
+        """Puts another configuration into force in the running server."""
+        self.config = config
+        self._write_config()
+        said = len(self.lines)
+        self.process.send_signal(signal.SIGHUP)
+        self.wait_line("Reloaded server configuration", since=said)
+
+    def connections(self):
+        """Its clients, as connz tells them: dictionaries with cid, name, subscriptions_list, …"""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.http_port}/connz?subs=1&limit=4096", timeout=DEADLINE) as page:
+            return json.load(page)["connections"]
+
+    def subscribers(self, subject):
+        """The cids of the clients that are subscribed to exactly this subject."""
+        return [c["cid"] for c in self.connections() if subject in c.get("subscriptions_list", [])]
+
+
+    def wait_line(self, pattern, timeout=DEADLINE, since=0):
+        end = time.monotonic() + timeout
+        with self.news:
+            while not any(re.search(pattern, line) for line in self.lines[since:]):
+                assert self.process.poll() is None, "nats-server ended: " + "".join(self.lines[-5:])
+                left = end - time.monotonic()
+                assert left > 0, f"nats-server never said {pattern!r}: " + "".join(self.lines[-5:])
+                self.news.wait(min(left, 0.5))
+
+    def _write_config(self):
+        text = f"listen: 127.0.0.1:{self.port}\nhttp: 127.0.0.1:{self.http_port}\n{self.config}\n"
+        (self.dir / "nats.conf").write_text(text)
+
+    def _collect(self, process):
+        for line in process.stderr:
+            with self.news:
+                self.lines.append(line)
+                self.news.notify_all()
+        with self.news:
+            self.news.notify_all()
+
+    def _port_of(self, words):
+        return int(re.search(words + r" \S*:(\d+)", "".join(self.lines)).group(1))
+
+
+def nats_server_version():
+    text = subprocess.run(["nats-server", "--version"], capture_output=True, text=True, check=True).stdout
+    return tuple(int(n) for n in re.search(r"(\d+)\.(\d+)\.(\d+)", text).groups())
+
+
+# ---------------------------------------------------------------- certificates
+
+class Certificates:
+    """A certificate authority in a folder; openssl does the work."""
+
+    def __init__(self, dir, name="ca"):
+        self.dir, self.name = Path(dir), name
+        self._run("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "30",
+                  "-subj", f"/CN=test {name}", "-keyout", f"{name}.key", "-out", f"{name}.pem",
+                  "-addext", "basicConstraints=critical,CA:TRUE", "-addext", "keyUsage=critical,keyCertSign,cRLSign")
+        self.ca_file = self.dir / f"{name}.pem"
+        self.ca = self.ca_file.read_text()
+
+    def issue(self, name, san="IP:127.0.0.1,DNS:localhost", expired=False):
+        """A certificate and key, as the paths name.pem and name.key."""
+        name = f"{self.name}-{name}"
+        self._run("req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-subj", f"/CN={name}",
+                  "-keyout", f"{name}.key", "-out", f"{name}.csr")
+        (self.dir / f"{name}.cnf").write_text(
+            f"[ca]\ndefault_ca=it\n[it]\ndatabase={name}.db\nnew_certs_dir=.\nserial={name}.serial\ndefault_md=sha256\n"
+            f"policy=any\n[any]\ncommonName=supplied\n[ext]\nsubjectAltName={san}\nkeyUsage=digitalSignature\n"
+            "extendedKeyUsage=serverAuth,clientAuth\n")
+        (self.dir / f"{name}.db").write_text("")
+        (self.dir / f"{name}.serial").write_text(os.urandom(8).hex())
+        dates = ["-startdate", "20200101000000Z", "-enddate", "20200201000000Z" if expired else "20500101000000Z"]
+        self._run("ca", "-batch", "-notext", "-config", f"{name}.cnf", "-extensions", "ext", *dates,
+                  "-cert", f"{self.name}.pem", "-keyfile", f"{self.name}.key", "-in", f"{name}.csr", "-out", f"{name}.pem")
+        return self.dir / f"{name}.pem", self.dir / f"{name}.key"
+
+    def _run(self, *args):
+        done = subprocess.run(["openssl", *args], cwd=self.dir, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+
+def tls_block(cert, key, ca=None, *, first=False):
+    """The tls { } of a nats-server configuration; with a CA, clients have to show a certificate."""
+    client = f' ca_file: "{ca}" verify: true' if ca else ""
+    hello = " handshake_first: true" if first else ""
+    return f'tls {{ cert_file: "{cert}" key_file: "{key}"{client}{hello} }}'
+
+
+# ---------------------------------------------------------------- accounts by JWT
+
+class Accounts:
+    """An operator with one account, and users of it: what nats-server wants for `client_jwt` and `client_seed`."""
+
+    def __init__(self):
+        self.operator, self.account = self._pair("OPERATOR"), self._pair("ACCOUNT")
+        limits = {"subs": -1, "conn": -1, "leaf": -1, "imports": -1, "exports": -1, "data": -1, "payload": -1, "wildcards": True}
+        operator_jwt = self._jwt(self.operator, self.operator, "operator", {})
+        account_jwt = self._jwt(self.operator, self.account, "account", {"limits": limits})
+        public = self.account.public_key.decode()
+        self.config = f"operator: {operator_jwt}\nresolver: MEMORY\nresolver_preload: {{ {public}: {account_jwt} }}\n"
+
+    def user(self):
+        """(jwt, seed) of a new user."""
+        user = self._pair("USER")
+        return self._jwt(self.account, user, "user", {"subs": -1, "data": -1, "payload": -1}), bytes(user.seed).decode()
+
+    @staticmethod
+    def _pair(kind):
+        import nkeys
+        seed = nkeys.encode_seed(os.urandom(32), getattr(nkeys, "PREFIX_BYTE_" + kind))
+        return nkeys.from_seed(bytearray(seed))
+
+    @staticmethod
+    def _jwt(signer, subject, kind, nats):
+        import base64
+        import hashlib
+
+        def part(value):
+            return base64.urlsafe_b64encode(value).rstrip(b"=")
+
+        claims = {"iat": int(time.time()), "iss": signer.public_key.decode(), "sub": subject.public_key.decode(),
+                  "name": kind, "nats": {**nats, "type": kind, "version": 2}}
+        claims["jti"] = base64.b32encode(hashlib.sha256(json.dumps(claims).encode()).digest()).decode().rstrip("=")
+        text = part(b'{"typ":"JWT","alg":"ed25519-nkey"}') + b"." + part(json.dumps(claims).encode())
+        return (text + b"." + part(signer.sign(text))).decode()
+
+
+# ---------------------------------------------------------------- addresses that do not work
+
+def free_port():
+    """A port that nobody listens on, for a server that is away."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+class Silent:
+    """A listener that accepts connections and never says a word."""
+
+    def __init__(self):
+        self.socket = socket.create_server(("127.0.0.1", 0), backlog=64)
+        self.url = "nats://127.0.0.1:%d" % self.socket.getsockname()[1]
+        self.held, self.asked = [], threading.Event()
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self):
+        try:
+            while True:
+                self.held.append(self.socket.accept()[0])
+                self.asked.set()
+        except OSError:
+            pass
+
+    def close(self):
+        self.socket.shutdown(socket.SHUT_RDWR)
+        for s in [self.socket, *self.held]:
+            s.close()
+
+
+class BlackHole:
+    """An address where SYN packets get lost: a listener whose queue is full and that never accepts."""
+
+    def __init__(self):
+        self.socket = socket.socket()
+        self.socket.bind(("127.0.0.1", 0))
+        self.socket.listen(0)
+        self.url = "nats://127.0.0.1:%d" % self.socket.getsockname()[1]
+        self.held = []
+        for _ in range(4):
+            s = socket.socket()
+            s.setblocking(False)
+            s.connect_ex(self.socket.getsockname())
+            self.held.append(s)
+
+    def close(self):
+        for s in [self.socket, *self.held]:
+            s.close()
+
+
+def raw_publish(server, subject, payload=b"", reply=b""):
+    """Publishes with subjects that no client library would let through."""
+    with socket.create_connection(("127.0.0.1", server.port), timeout=DEADLINE) as s:
+        file = s.makefile("rwb")
+        file.readline()
+        head = b" ".join(part for part in (b"PUB", subject, reply, str(len(payload)).encode()) if part)
+        file.write(b'CONNECT {"verbose":false,"pedantic":false}\r\n' + head + b"\r\n" + payload + b"\r\nPING\r\n")
+        file.flush()
+        assert file.readline().startswith(b"PONG"), "the server did not like the raw message"
