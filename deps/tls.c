@@ -1,0 +1,1175 @@
+/* OpenSSL's names on mbedTLS, for nats.c.
+ *
+ * Debian's libnats_static.a was compiled against OpenSSL's headers and calls some fifty of its
+ * functions. This file supplies them over mbedTLS, which is a fraction of the size, and nothing
+ * else of OpenSSL. Types that nats.c only passes round are our own. Where OpenSSL and nats.c
+ * together would behave badly, this does better: the handshake has a deadline, a failure is said
+ * in words, and the system's CAs are loaded only when a handshake needs them.
+ *
+ * Rooms: words · clock and socket · trusted CAs · contexts · PEM · the server's certificate ·
+ * sessions · handshake · read and write · the loop's questions · names that are never called.
+ *
+ * Threads: a context and its session are made on a connecting thread and the session is then used
+ * by the loop. nats.c holds a lock per context during a handshake, so what handshakes of different
+ * contexts share is the system's CAs (only read; mbedTLS locks the RSA keys in them) and PSA's
+ * random numbers and key slots, which Debian's build locks as well (MBEDTLS_THREADING_PTHREAD). */
+#include "tls.h"
+
+#include <arpa/inet.h>
+#include <errno.h>
+#include <poll.h>
+#include <pthread.h>
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/auxv.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <mbedtls/net_sockets.h>
+#include <mbedtls/oid.h>
+#include <mbedtls/pem.h>
+#include <mbedtls/psa_util.h>
+#include <mbedtls/ssl.h>
+#include <mbedtls/version.h>
+#include <mbedtls/x509_crl.h>
+#include <mbedtls/x509_crt.h>
+#include <psa/crypto.h>
+
+#if !defined(MBEDTLS_THREADING_C) || !defined(MBEDTLS_SSL_PROTO_TLS1_3)
+#error "deps/tls.c needs an mbedTLS with threads (MBEDTLS_THREADING_C) and TLS 1.3"
+#endif
+
+#define RNG mbedtls_psa_get_random, MBEDTLS_PSA_RANDOM_STATE
+
+/* ==== words =====================================================================================
+ * nats.c builds its error text as "<what> error: " + ERR_reason_error_string(ERR_get_error()),
+ * in 256 bytes. So the reason is kept per thread, short, the important part first. */
+
+static _Thread_local char why_text[224];
+
+/* Certificates and servers supply parts of the text: no control character reaches a log. */
+__attribute__((format(printf, 1, 2))) static void why(const char *format, ...)
+{
+    va_list args;
+    va_start(args, format);
+    (void) vsnprintf(why_text, sizeof(why_text), format, args);
+    va_end(args);
+    for (char *c = why_text; *c != '\0'; c++)
+        if ((unsigned char) *c < 0x20 || *c == 0x7f)
+            *c = '?';
+}
+
+unsigned long ERR_get_error(void)
+{
+    return 1;
+}
+
+const char *ERR_reason_error_string(unsigned long code)
+{
+    (void) code;
+    return why_text[0] != '\0' ? why_text : "no reason known";
+}
+
+/* The alerts of RFC 8446, section 6, that a server may end a handshake with. */
+static const char *alert_name(unsigned char alert)
+{
+    static const struct { unsigned char code; const char *name; } names[] = {
+        {10, "unexpected message"}, {20, "bad record MAC"}, {22, "record overflow"},
+        {40, "handshake failure"}, {42, "bad certificate"}, {43, "unsupported certificate"},
+        {44, "certificate revoked"}, {45, "certificate expired"}, {46, "certificate unknown"},
+        {47, "illegal parameter"}, {48, "unknown CA"}, {49, "access denied"}, {50, "decode error"},
+        {51, "decrypt error"}, {70, "protocol version"}, {71, "insufficient security"},
+        {80, "internal error"}, {86, "inappropriate fallback"}, {90, "user canceled"},
+        {109, "missing extension"}, {110, "unsupported extension"}, {112, "unrecognized name"},
+        {116, "certificate required"}, {120, "no application protocol"},
+    };
+    for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++)
+        if (names[i].code == alert)
+            return names[i].name;
+    return "unknown alert";
+}
+
+/* What to do about an alert, where there is something to do. */
+static const char *alert_hint(unsigned char alert)
+{
+    switch (alert) {
+    case 42: case 43: case 46: case 48: case 116:
+        return ": the server wants a client certificate from a CA that it knows";
+    case 44: case 45:
+        return ": the client certificate is no longer good";
+    case 40: case 71:
+        return ": no cipher in common, or a client certificate is missing";
+    case 70:
+        return ": the server does not take TLS 1.2 or 1.3";
+    default:
+        return "";
+    }
+}
+
+/* The words for an mbedTLS error that is neither an alert nor a socket's error. */
+static const char *error_words(int rc)
+{
+    switch (rc) {
+    case MBEDTLS_ERR_SSL_CONN_EOF:
+    case MBEDTLS_ERR_SSL_PEER_CLOSE_NOTIFY:
+        return "the server closed the connection during the handshake";
+    case MBEDTLS_ERR_SSL_INVALID_RECORD:
+    case MBEDTLS_ERR_SSL_UNEXPECTED_RECORD:
+        return "the server's answer is not TLS (a plain-text port, or no handshake_first there?)";
+    case MBEDTLS_ERR_SSL_BAD_PROTOCOL_VERSION:
+        return "protocol version: the server does not take TLS 1.2 or 1.3";
+    case MBEDTLS_ERR_SSL_HANDSHAKE_FAILURE:
+        return "no cipher, curve or signature in common with the server";
+    case MBEDTLS_ERR_SSL_NO_CLIENT_CERTIFICATE:
+    case MBEDTLS_ERR_SSL_PRIVATE_KEY_REQUIRED:
+        return "the server wants a client certificate";
+    case MBEDTLS_ERR_SSL_BAD_CERTIFICATE:
+        return "the server's certificate cannot be read";
+    case MBEDTLS_ERR_SSL_INVALID_MAC:
+        return "a record from the server was corrupted on its way";
+    case MBEDTLS_ERR_SSL_UNEXPECTED_MESSAGE:
+    case MBEDTLS_ERR_SSL_DECODE_ERROR:
+    case MBEDTLS_ERR_SSL_ILLEGAL_PARAMETER:
+        return "the server broke the TLS protocol";
+    case MBEDTLS_ERR_SSL_ALLOC_FAILED:
+    case MBEDTLS_ERR_X509_ALLOC_FAILED:
+    case PSA_ERROR_INSUFFICIENT_MEMORY:
+        return "out of memory";
+    default:
+        return NULL;
+    }
+}
+
+/* ==== clock and socket ==========================================================================
+ * nats.c hands over a blocking socket for the handshake and a non-blocking one afterwards;
+ * MSG_DONTWAIT makes them alike. */
+
+typedef struct ssl_ctx_st SSL_CTX;
+typedef struct ssl_st SSL;
+typedef int (*verify_callback)(int ok, void *store_ctx);
+
+struct ssl_st {
+    SSL *next;                 /* in the list of live sessions, newest first */
+    SSL_CTX *ctx;              /* counted: nats.c frees the context before the session */
+    mbedtls_ssl_context tls;
+    mbedtls_ssl_config conf;   /* one each, so that nothing that sessions share is written */
+    pthread_mutex_t lock;      /* without an event loop, nats.c reads and writes on two threads */
+    void *ex_data;
+    int fd;
+    bool verify;
+    bool listed;
+    char name[256];            /* whom the certificate must be for; also sent as SNI */
+    unsigned char ip[16];      /* the name as an address, if it is one */
+    size_t ip_length;          /* 4, 16, or 0 for a host name */
+    enum { ALIVE, CLOSED, BROKEN } state;
+    int64_t deadline;          /* of the handshake; 0 afterwards */
+    bool certificate_told;     /* why_text already says what is wrong with the certificate */
+    int socket_error;
+    size_t pending;            /* length of the record that mbedTLS could not send off yet */
+    bool has_input;            /* what tls_has_input answers */
+    size_t budget;             /* bytes that this call may still take from the socket */
+    size_t ahead_at, ahead_length;
+    unsigned char ahead[TLS_READ_AHEAD];
+};
+
+static int64_t now_ms(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (int64_t) t.tv_sec * 1000 + t.tv_nsec / 1000000;
+}
+
+/* A server that refuses sends an alert and closes, and our next write may meet the closed socket
+ * before the alert was read. So in the handshake a failed write is passed over: the next read
+ * tells the reason. */
+static int socket_send(void *arg, const unsigned char *data, size_t length)
+{
+    SSL *s = arg;
+    ssize_t n = send(s->fd, data, length, MSG_DONTWAIT | MSG_NOSIGNAL);
+    if (n >= 0)
+        return (int) n;
+    if (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR)
+        return MBEDTLS_ERR_SSL_WANT_WRITE;
+    s->socket_error = errno;
+    if (s->deadline != 0)
+        return (int) length;
+    return MBEDTLS_ERR_NET_SEND_FAILED;
+}
+
+/* Takes bytes from the socket and charges them to the call's budget. A read that came back short
+ * has emptied the socket, so it uses the budget up: the next bytes wait for poll, which saves the
+ * system call that would only say EAGAIN. The budget also ends a call that a server keeps busy
+ * with records that carry no data. */
+static int socket_take(SSL *s, unsigned char *data, size_t length)
+{
+    if (s->budget == 0 || (s->deadline != 0 && now_ms() >= s->deadline))
+        return MBEDTLS_ERR_SSL_WANT_READ;
+    ssize_t n = recv(s->fd, data, length, MSG_DONTWAIT);
+    if (n < 0) {
+        if (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR)
+            return MBEDTLS_ERR_SSL_WANT_READ;
+        s->socket_error = errno;
+        return MBEDTLS_ERR_NET_RECV_FAILED;
+    }
+    size_t taken = (size_t) n;
+    s->budget = taken < length || taken > s->budget ? 0 : s->budget - taken;
+    return (int) n;
+}
+
+static int socket_recv(void *arg, unsigned char *data, size_t length)
+{
+    SSL *s = arg;
+    if (s->ahead_length == 0) {
+        if (length >= sizeof(s->ahead))
+            return socket_take(s, data, length);
+        int n = socket_take(s, s->ahead, sizeof(s->ahead));
+        if (n <= 0)
+            return n;
+        s->ahead_at = 0;
+        s->ahead_length = (size_t) n;
+    }
+    if (length > s->ahead_length)
+        length = s->ahead_length;
+    memcpy(data, s->ahead + s->ahead_at, length);
+    s->ahead_at += length;
+    s->ahead_length -= length;
+    return (int) length;
+}
+
+/* ==== trusted CAs ===============================================================================
+ * A link's own CAs stand in its context and replace the system's. The system's take some 450 KB
+ * parsed, so they exist only while a handshake needs them, once for all that run at the time;
+ * a reconnect then also sees an updated bundle. */
+
+static struct {
+    pthread_mutex_t lock;
+    unsigned users;
+    mbedtls_x509_crt chain;
+} system_cas = {.lock = PTHREAD_MUTEX_INITIALIZER};
+
+/* Where the usual distributions keep the bundle. */
+static const char *const system_bundles[] = {
+    "/etc/ssl/certs/ca-certificates.crt",                /* Debian, Alpine, Arch */
+    "/etc/pki/tls/certs/ca-bundle.crt",                  /* Fedora, RHEL */
+    "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem", /* RHEL, newer */
+    "/etc/ssl/ca-bundle.pem",                            /* SUSE */
+    "/etc/ssl/cert.pem",                                 /* Alpine, the BSDs */
+};
+
+/* A bundle may hold a certificate that mbedTLS cannot use: one good one is enough. */
+static bool system_cas_load(void)
+{
+    const char *chosen = getenv("SSL_CERT_FILE");
+    size_t count = sizeof(system_bundles) / sizeof(system_bundles[0]);
+    bool only_chosen = chosen != NULL && chosen[0] != '\0';
+
+    mbedtls_x509_crt_init(&system_cas.chain);
+    for (size_t i = 0; i < (only_chosen ? 1 : count); i++) {
+        const char *path = only_chosen ? chosen : system_bundles[i];
+        if (access(path, R_OK) == 0 && mbedtls_x509_crt_parse_file(&system_cas.chain, path) >= 0)
+            return true;
+        mbedtls_x509_crt_free(&system_cas.chain);
+        mbedtls_x509_crt_init(&system_cas.chain);
+    }
+    if (only_chosen)
+        why("no CA certificates in SSL_CERT_FILE=%s: correct it, or set tls_ca or tls_ca_file",
+            chosen);
+    else
+        why("this system has no CA bundle: set tls_ca or tls_ca_file, or SSL_CERT_FILE");
+    return false;
+}
+
+static bool system_cas_take(void)
+{
+    pthread_mutex_lock(&system_cas.lock);
+    bool ok = system_cas.users > 0 || system_cas_load();
+    if (ok)
+        system_cas.users++;
+    pthread_mutex_unlock(&system_cas.lock);
+    return ok;
+}
+
+static void system_cas_give_back(void)
+{
+    pthread_mutex_lock(&system_cas.lock);
+    if (--system_cas.users == 0)
+        mbedtls_x509_crt_free(&system_cas.chain);
+    pthread_mutex_unlock(&system_cas.lock);
+}
+
+/* ==== contexts ==================================================================================
+ * What nats.c makes of natsOptions: CAs, certificate, key. It is its own X509_STORE, too. */
+
+struct ssl_ctx_st {
+    atomic_int references;
+    mbedtls_x509_crt ca;
+    mbedtls_x509_crl crl;
+    mbedtls_x509_crt certificate; /* with its intermediates */
+    mbedtls_pk_context key;
+};
+
+typedef struct { mbedtls_x509_crt chain; } X509;
+typedef struct { mbedtls_x509_crl list; } X509_CRL;
+typedef struct { mbedtls_pk_context key; } EVP_PKEY;
+
+static pthread_once_t crypto_once = PTHREAD_ONCE_INIT;
+static psa_status_t crypto_status;
+
+static void crypto_start(void)
+{
+    crypto_status = psa_crypto_init(); /* takes its seed from getrandom */
+}
+
+/* nats.c takes the beginning of its unique names from here. */
+int RAND_bytes(unsigned char *bytes, int length)
+{
+    pthread_once(&crypto_once, crypto_start);
+    return psa_generate_random(bytes, (size_t) length) == PSA_SUCCESS;
+}
+
+const void *TLS_client_method(void)
+{
+    return NULL; /* there is no other */
+}
+
+SSL_CTX *SSL_CTX_new(const void *method)
+{
+    (void) method;
+    pthread_once(&crypto_once, crypto_start);
+    if (crypto_status != PSA_SUCCESS) {
+        why("mbedTLS did not start (PSA status %d): no random numbers?", (int) crypto_status);
+        return NULL;
+    }
+    SSL_CTX *ctx = calloc(1, sizeof(*ctx));
+    if (ctx == NULL) {
+        why("out of memory");
+        return NULL;
+    }
+    atomic_init(&ctx->references, 1);
+    mbedtls_x509_crt_init(&ctx->ca);
+    mbedtls_x509_crl_init(&ctx->crl);
+    mbedtls_x509_crt_init(&ctx->certificate);
+    mbedtls_pk_init(&ctx->key);
+    return ctx;
+}
+
+void SSL_CTX_free(SSL_CTX *ctx)
+{
+    if (ctx == NULL || atomic_fetch_sub(&ctx->references, 1) != 1)
+        return;
+    mbedtls_x509_crt_free(&ctx->ca);
+    mbedtls_x509_crl_free(&ctx->crl);
+    mbedtls_x509_crt_free(&ctx->certificate);
+    mbedtls_pk_free(&ctx->key); /* wipes the key */
+    free(ctx);
+}
+
+/* nats.c asks for a mode and for TLS 1.2 at least: both are so here anyway. */
+long SSL_CTX_ctrl(SSL_CTX *ctx, int command, long number, void *arg)
+{
+    (void) ctx, (void) command, (void) number, (void) arg;
+    return 1;
+}
+
+int SSL_CTX_set_default_verify_paths(SSL_CTX *ctx)
+{
+    (void) ctx; /* see "trusted CAs" */
+    return 1;
+}
+
+SSL_CTX *SSL_CTX_get_cert_store(SSL_CTX *ctx)
+{
+    return ctx;
+}
+
+static int no_cipher_lists(void)
+{
+    why("cipher lists cannot be set: the choice is TLS 1.3, or TLS 1.2 with ECDHE and AEAD");
+    return 0;
+}
+
+int SSL_CTX_set_cipher_list(SSL_CTX *ctx, const char *list)
+{
+    (void) ctx, (void) list;
+    return no_cipher_lists();
+}
+
+int SSL_CTX_set_ciphersuites(SSL_CTX *ctx, const char *list)
+{
+    (void) ctx, (void) list;
+    return no_cipher_lists();
+}
+
+/* ==== PEM =======================================================================================
+ * Certificates and keys, from memory or from files. OpenSSL with nats.c takes only the first
+ * certificate of a chain in memory; here the intermediates come along and are sent. A PEM text in
+ * which one certificate cannot be used is refused as a whole: half a trust store surprises. */
+
+typedef struct { const char *text; } BIO;
+typedef struct { X509 *x509; X509_CRL *crl; void *x_pkey; } X509_INFO; /* OpenSSL's order */
+typedef struct { X509_INFO info; } OPENSSL_STACK;                      /* always one element */
+
+static bool certificates_ok(int rc)
+{
+    if (rc > 0)
+        why("%d of its certificates cannot be used (damaged, or a kind mbedTLS lacks)", rc);
+    else if (rc == MBEDTLS_ERR_PEM_NO_HEADER_FOOTER_PRESENT)
+        why("no PEM block BEGIN CERTIFICATE in it");
+    else if (rc < 0)
+        why("%s", error_words(rc) ? error_words(rc) : "it is no PEM certificate that can be read");
+    return rc == 0;
+}
+
+static bool certificates_from_text(mbedtls_x509_crt *chain, const char *text)
+{
+    if (strstr(text, "-----BEGIN CERTIFICATE-----") == NULL)
+        return certificates_ok(MBEDTLS_ERR_PEM_NO_HEADER_FOOTER_PRESENT);
+    return certificates_ok(
+        mbedtls_x509_crt_parse(chain, (const unsigned char *) text, strlen(text) + 1));
+}
+
+static bool readable(const char *path)
+{
+    if (access(path, R_OK) == 0)
+        return true;
+    why("%s", strerror(errno));
+    return false;
+}
+
+static bool key_ok(int rc)
+{
+    if (rc == MBEDTLS_ERR_PK_PASSWORD_REQUIRED)
+        why("the private key is encrypted: give it without a pass phrase");
+    else if (rc == MBEDTLS_ERR_PK_UNKNOWN_PK_ALG || rc == MBEDTLS_ERR_PK_UNKNOWN_NAMED_CURVE)
+        why("the private key is neither RSA nor ECDSA (Ed25519 is not supported)");
+    else if (rc != 0)
+        why("no private key in PEM that can be read");
+    return rc == 0;
+}
+
+BIO *BIO_new_mem_buf(const void *text, int length)
+{
+    (void) length; /* nats.c gives -1: a string */
+    BIO *bio = calloc(1, sizeof(*bio));
+    if (bio != NULL)
+        bio->text = text; /* no copy of a secret */
+    else
+        why("out of memory");
+    return bio;
+}
+
+int BIO_free(BIO *bio)
+{
+    free(bio);
+    return 1;
+}
+
+void X509_free(X509 *x)
+{
+    if (x != NULL)
+        mbedtls_x509_crt_free(&x->chain);
+    free(x);
+}
+
+X509 *PEM_read_bio_X509(BIO *bio, X509 **out, void *password, void *arg)
+{
+    (void) out, (void) password, (void) arg;
+    X509 *x = calloc(1, sizeof(*x));
+    if (x == NULL) {
+        why("out of memory");
+        return NULL;
+    }
+    mbedtls_x509_crt_init(&x->chain);
+    if (certificates_from_text(&x->chain, bio->text))
+        return x;
+    X509_free(x);
+    return NULL;
+}
+
+void EVP_PKEY_free(EVP_PKEY *key)
+{
+    if (key != NULL)
+        mbedtls_pk_free(&key->key);
+    free(key);
+}
+
+EVP_PKEY *PEM_read_bio_PrivateKey(BIO *bio, EVP_PKEY **out, void *password, void *arg)
+{
+    (void) out, (void) password, (void) arg;
+    EVP_PKEY *key = calloc(1, sizeof(*key));
+    if (key == NULL) {
+        why("out of memory");
+        return NULL;
+    }
+    mbedtls_pk_init(&key->key);
+    if (key_ok(mbedtls_pk_parse_key(&key->key, (const unsigned char *) bio->text,
+                                    strlen(bio->text) + 1, NULL, 0, RNG)))
+        return key;
+    EVP_PKEY_free(key);
+    return NULL;
+}
+
+void X509_INFO_free(X509_INFO *info)
+{
+    X509_free(info->x509);
+    if (info->crl != NULL)
+        mbedtls_x509_crl_free(&info->crl->list);
+    free(info->crl);
+}
+
+static bool crl_from_text(X509_INFO *info, const char *text)
+{
+    if (strstr(text, "-----BEGIN X509 CRL-----") == NULL)
+        return true;
+    info->crl = calloc(1, sizeof(*info->crl));
+    if (info->crl == NULL) {
+        why("out of memory");
+        return false;
+    }
+    mbedtls_x509_crl_init(&info->crl->list);
+    if (mbedtls_x509_crl_parse(&info->crl->list, (const unsigned char *) text, strlen(text) + 1)) {
+        why("its revocation list cannot be read");
+        return false;
+    }
+    return true;
+}
+
+/* All certificates of the text become one chain, in one element of a "stack". */
+OPENSSL_STACK *PEM_X509_INFO_read_bio(BIO *bio, OPENSSL_STACK *st, void *password, void *arg)
+{
+    (void) st, (void) password, (void) arg;
+    OPENSSL_STACK *stack = calloc(1, sizeof(*stack));
+    if (stack == NULL) {
+        why("out of memory");
+        return NULL;
+    }
+    stack->info.x509 = PEM_read_bio_X509(bio, NULL, NULL, NULL);
+    if (stack->info.x509 != NULL && crl_from_text(&stack->info, bio->text))
+        return stack;
+    X509_INFO_free(&stack->info);
+    free(stack);
+    return NULL;
+}
+
+int OPENSSL_sk_num(const OPENSSL_STACK *stack)
+{
+    return stack != NULL ? 1 : -1;
+}
+
+void *OPENSSL_sk_value(OPENSSL_STACK *stack, int index)
+{
+    return stack != NULL && index == 0 ? &stack->info : NULL;
+}
+
+void OPENSSL_sk_pop_free(OPENSSL_STACK *stack, void (*release)(void *))
+{
+    if (stack != NULL)
+        release(&stack->info);
+    free(stack);
+}
+
+int X509_STORE_add_cert(SSL_CTX *ctx, const X509 *x)
+{
+    for (const mbedtls_x509_crt *c = &x->chain; c != NULL; c = c->next)
+        if (!certificates_ok(mbedtls_x509_crt_parse_der(&ctx->ca, c->raw.p, c->raw.len)))
+            return 0;
+    return 1;
+}
+
+int X509_STORE_add_crl(SSL_CTX *ctx, X509_CRL *crl)
+{
+    mbedtls_x509_crl_free(&ctx->crl);
+    ctx->crl = crl->list; /* moved, not copied */
+    mbedtls_x509_crl_init(&crl->list);
+    return 1;
+}
+
+int SSL_CTX_load_verify_locations(SSL_CTX *ctx, const char *file, const char *directory)
+{
+    (void) directory;
+    return readable(file) && certificates_ok(mbedtls_x509_crt_parse_file(&ctx->ca, file));
+}
+
+int SSL_CTX_use_certificate(SSL_CTX *ctx, X509 *x)
+{
+    mbedtls_x509_crt_free(&ctx->certificate);
+    ctx->certificate = x->chain; /* moved, not copied */
+    mbedtls_x509_crt_init(&x->chain);
+    return 1;
+}
+
+int SSL_CTX_use_certificate_chain_file(SSL_CTX *ctx, const char *file)
+{
+    mbedtls_x509_crt_free(&ctx->certificate);
+    mbedtls_x509_crt_init(&ctx->certificate);
+    return readable(file) && certificates_ok(mbedtls_x509_crt_parse_file(&ctx->certificate, file));
+}
+
+/* nats.c always gives the certificate first. */
+int SSL_CTX_use_PrivateKey(SSL_CTX *ctx, EVP_PKEY *key)
+{
+    if (mbedtls_pk_check_pair(&ctx->certificate.pk, &key->key, RNG) != 0) {
+        why("the private key does not belong to the certificate");
+        return 0;
+    }
+    mbedtls_pk_free(&ctx->key);
+    ctx->key = key->key; /* moved, not copied */
+    mbedtls_pk_init(&key->key);
+    return 1;
+}
+
+int SSL_CTX_use_PrivateKey_file(SSL_CTX *ctx, const char *file, int type)
+{
+    (void) type; /* PEM, and mbedTLS would know DER, too */
+    EVP_PKEY key;
+    mbedtls_pk_init(&key.key);
+    int ok = readable(file) && key_ok(mbedtls_pk_parse_keyfile(&key.key, file, NULL, RNG)) &&
+             SSL_CTX_use_PrivateKey(ctx, &key);
+    mbedtls_pk_free(&key.key);
+    return ok;
+}
+
+/* ==== the server's certificate ==================================================================
+ * mbedTLS checks the chain, the dates and host names. Addresses are checked here, since mbedTLS
+ * would send an address it is told to check as SNI as well, which RFC 6066 forbids. */
+
+static bool is_for_address(const SSL *s, const mbedtls_x509_crt *crt)
+{
+    for (const mbedtls_x509_sequence *n = &crt->subject_alt_names; n != NULL; n = n->next)
+        if ((n->buf.tag & MBEDTLS_ASN1_TAG_VALUE_MASK) == MBEDTLS_X509_SAN_IP_ADDRESS &&
+            n->buf.len == s->ip_length && memcmp(n->buf.p, s->ip, s->ip_length) == 0)
+            return true;
+    return false;
+}
+
+/* The names and addresses a certificate is for, as many as fit. */
+static void list_names(const mbedtls_x509_crt *crt, char *text, size_t size)
+{
+    size_t at = 0;
+    text[0] = '\0';
+    for (const mbedtls_x509_sequence *n = &crt->subject_alt_names; n != NULL; n = n->next) {
+        char address[INET6_ADDRSTRLEN] = "";
+        const char *name = address;
+        size_t length = n->buf.len;
+        int kind = n->buf.tag & MBEDTLS_ASN1_TAG_VALUE_MASK;
+
+        if (kind == MBEDTLS_X509_SAN_DNS_NAME)
+            name = (const char *) n->buf.p;
+        else if (kind != MBEDTLS_X509_SAN_IP_ADDRESS || (length != 4 && length != 16))
+            continue;
+        else if (inet_ntop(length == 4 ? AF_INET : AF_INET6, n->buf.p, address, sizeof(address)))
+            length = strlen(address);
+        if (at + length + 3 > size)
+            return;
+        at += (size_t) snprintf(text + at, size - at, "%s%.*s", at > 0 ? ", " : "", (int) length,
+                                name);
+    }
+    if (at == 0 && mbedtls_x509_dn_gets(text, size, &crt->subject) < 0)
+        text[0] = '\0';
+}
+
+static void tell_untrusted(const mbedtls_x509_crt *crt, int depth)
+{
+    char issuer[80];
+    bool self_signed = crt->issuer_raw.len == crt->subject_raw.len &&
+                       memcmp(crt->issuer_raw.p, crt->subject_raw.p, crt->issuer_raw.len) == 0;
+
+    if (mbedtls_x509_dn_gets(issuer, sizeof(issuer), &crt->issuer) <= 0)
+        (void) snprintf(issuer, sizeof(issuer), "a long name");
+    if (self_signed && depth == 0)
+        why("self-signed certificate (%s): give it as tls_ca or tls_ca_file to trust it", issuer);
+    else
+        why("unknown CA: %s is not among the trusted CAs (tls_ca, tls_ca_file)", issuer);
+}
+
+static void tell_certificate(const SSL *s, const mbedtls_x509_crt *crt, int depth, uint32_t flags)
+{
+    const char *whose = depth == 0 ? "the server's certificate" : "a CA certificate of the server";
+    const mbedtls_x509_time *from = &crt->valid_from, *to = &crt->valid_to;
+    char names[100];
+
+    if (flags & MBEDTLS_X509_BADCERT_EXPIRED)
+        why("%s expired on %04d-%02d-%02d", whose, to->year, to->mon, to->day);
+    else if (flags & MBEDTLS_X509_BADCERT_FUTURE)
+        why("%s is not yet valid, only from %04d-%02d-%02d (is the clock right?)", whose,
+            from->year, from->mon, from->day);
+    else if (flags & MBEDTLS_X509_BADCERT_REVOKED)
+        why("%s was revoked", whose);
+    else if (flags & MBEDTLS_X509_BADCERT_NOT_TRUSTED)
+        tell_untrusted(crt, depth);
+    else if (flags & MBEDTLS_X509_BADCERT_CN_MISMATCH) {
+        list_names(crt, names, sizeof(names));
+        why("wrong name: the certificate is not for '%.80s' but for %s", s->name, names);
+    } else if (flags & (MBEDTLS_X509_BADCERT_BAD_MD | MBEDTLS_X509_BADCERT_BAD_PK |
+                        MBEDTLS_X509_BADCERT_BAD_KEY))
+        why("%s is too weak (SHA-1, RSA below 2048 bits or the like)", whose);
+    else if (flags & (MBEDTLS_X509_BADCRL_EXPIRED | MBEDTLS_X509_BADCRL_FUTURE |
+                      MBEDTLS_X509_BADCRL_NOT_TRUSTED))
+        why("the revocation list in tls_ca is out of date or not signed by its CA");
+    else
+        why("%s is not good for a server (flags %#x)", whose, (unsigned) flags);
+}
+
+/* mbedTLS calls this for each certificate, the server's own last; the first fault is told. */
+static int certificate_check(void *arg, mbedtls_x509_crt *crt, int depth, uint32_t *flags)
+{
+    SSL *s = arg;
+    if (depth == 0 && s->ip_length > 0 && !is_for_address(s, crt))
+        *flags |= MBEDTLS_X509_BADCERT_CN_MISMATCH;
+    if (*flags != 0 && !s->certificate_told) {
+        tell_certificate(s, crt, depth, *flags);
+        s->certificate_told = true;
+    }
+    return 0;
+}
+
+/* ==== sessions ==================================================================================
+ * In nats.c's order: SSL_new, SSL_set_ex_data, SSL_set_connect_state, SSL_set_fd, SSL_set1_host,
+ * SSL_set_verify, SNI, SSL_do_handshake. */
+
+static struct {
+    pthread_mutex_t lock;
+    SSL *first;
+    atomic_int with_input; /* how many would answer yes to tls_has_input */
+} live = {.lock = PTHREAD_MUTEX_INITIALIZER};
+
+SSL *SSL_new(SSL_CTX *ctx)
+{
+    SSL *s = calloc(1, sizeof(*s));
+    if (s == NULL) {
+        why("out of memory");
+        return NULL;
+    }
+    atomic_fetch_add(&ctx->references, 1);
+    s->ctx = ctx;
+    s->fd = -1;
+    s->verify = true;
+    pthread_mutex_init(&s->lock, NULL);
+    mbedtls_ssl_init(&s->tls);
+    mbedtls_ssl_config_init(&s->conf);
+    return s;
+}
+
+static void set_has_input(SSL *s, bool has_input)
+{
+    if (s->has_input != has_input)
+        atomic_fetch_add(&live.with_input, has_input ? 1 : -1);
+    s->has_input = has_input;
+}
+
+/* Sends no close_notify: nats.c calls this when the descriptor may already be somebody else's. */
+void SSL_free(SSL *s)
+{
+    if (s == NULL)
+        return;
+    pthread_mutex_lock(&live.lock);
+    for (SSL **at = &live.first; *at != NULL; at = &(*at)->next)
+        if (*at == s) {
+            *at = s->next;
+            break;
+        }
+    set_has_input(s, false);
+    pthread_mutex_unlock(&live.lock);
+
+    mbedtls_ssl_free(&s->tls);
+    mbedtls_ssl_config_free(&s->conf);
+    pthread_mutex_destroy(&s->lock);
+    SSL_CTX_free(s->ctx);
+    free(s);
+}
+
+int SSL_set_ex_data(SSL *s, int index, void *data)
+{
+    (void) index;
+    s->ex_data = data;
+    return 1;
+}
+
+void *SSL_get_ex_data(const SSL *s, int index)
+{
+    (void) index;
+    return s->ex_data;
+}
+
+void SSL_set_connect_state(SSL *s)
+{
+    (void) s; /* always a client */
+}
+
+/* Newest first: nats.c closes a descriptor before it frees the session, so two may have one. */
+int SSL_set_fd(SSL *s, int fd)
+{
+    pthread_mutex_lock(&live.lock);
+    s->fd = fd;
+    if (!s->listed) {
+        s->next = live.first;
+        live.first = s;
+        s->listed = true;
+    }
+    pthread_mutex_unlock(&live.lock);
+    return 1;
+}
+
+void SSL_set_hostflags(SSL *s, unsigned flags)
+{
+    (void) s, (void) flags; /* no partial wildcards: mbedTLS takes none */
+}
+
+/* Takes the name without the brackets in which nats.c leaves an IPv6 address. */
+int SSL_set1_host(SSL *s, const char *host)
+{
+    size_t length = host != NULL ? strlen(host) : 0;
+    if (length >= 2 && host[0] == '[' && host[length - 1] == ']') {
+        host++;
+        length -= 2;
+    }
+    if (length == 0 || length >= sizeof(s->name)) {
+        why("the server's name is empty or too long");
+        return 0;
+    }
+    memcpy(s->name, host, length);
+    s->name[length] = '\0';
+    s->ip_length = 0;
+    if (inet_pton(AF_INET, s->name, s->ip) == 1)
+        s->ip_length = 4;
+    else if (inet_pton(AF_INET6, s->name, s->ip) == 1)
+        s->ip_length = 16;
+    return 1;
+}
+
+/* nats.c's callback only makes a text of its own out of OpenSSL's codes; ours says more. */
+void SSL_set_verify(SSL *s, int mode, verify_callback callback)
+{
+    (void) callback;
+    s->verify = mode != 0;
+}
+
+/* 55 is SSL_CTRL_SET_TLSEXT_HOSTNAME. The name to verify, where there is one, is the one to ask
+ * for as well: a server behind a tls_name of the user's choice is known by that. */
+long SSL_ctrl(SSL *s, int command, long number, void *arg)
+{
+    (void) number;
+    return command == 55 && s->name[0] == '\0' ? SSL_set1_host(s, arg) : 1;
+}
+
+/* ==== handshake ================================================================================= */
+
+/* The server follows our order. With AES in hardware AES-GCM is several times as fast as ChaCha20,
+ * without it (small ARM boards) several times slower. No CBC, no RSA key exchange. */
+#define AES_13      MBEDTLS_TLS1_3_AES_128_GCM_SHA256, MBEDTLS_TLS1_3_AES_256_GCM_SHA384
+#define CHACHA_13   MBEDTLS_TLS1_3_CHACHA20_POLY1305_SHA256
+#define AES_12      MBEDTLS_TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256, \
+                    MBEDTLS_TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256, \
+                    MBEDTLS_TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384, \
+                    MBEDTLS_TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384
+#define CHACHA_12   MBEDTLS_TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256, \
+                    MBEDTLS_TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256
+
+static const int aes_first[] = {AES_13, CHACHA_13, AES_12, CHACHA_12, 0};
+static const int chacha_first[] = {CHACHA_13, AES_13, CHACHA_12, AES_12, 0};
+
+/* mbedTLS's own list has RSA-PSS first, but with TLS 1.2 it cannot take a PSS signature, and most
+ * servers follow this order: with TLS 1.3, which knows nothing else for RSA, PSS is chosen anyway. */
+static const uint16_t signatures[] = {
+    MBEDTLS_TLS1_3_SIG_ECDSA_SECP256R1_SHA256, MBEDTLS_TLS1_3_SIG_ECDSA_SECP384R1_SHA384,
+    MBEDTLS_TLS1_3_SIG_ECDSA_SECP521R1_SHA512, MBEDTLS_TLS1_3_SIG_RSA_PKCS1_SHA256,
+    MBEDTLS_TLS1_3_SIG_RSA_PKCS1_SHA384,       MBEDTLS_TLS1_3_SIG_RSA_PKCS1_SHA512,
+    MBEDTLS_TLS1_3_SIG_RSA_PSS_RSAE_SHA256,    MBEDTLS_TLS1_3_SIG_RSA_PSS_RSAE_SHA384,
+    MBEDTLS_TLS1_3_SIG_RSA_PSS_RSAE_SHA512,    MBEDTLS_TLS1_3_SIG_NONE,
+};
+
+static bool aes_in_hardware(void)
+{
+#if defined(__x86_64__)
+    return __builtin_cpu_supports("aes") && __builtin_cpu_supports("pclmul");
+#elif defined(__aarch64__)
+    unsigned long aes = 1ul << 3, pmull = 1ul << 4; /* HWCAP_AES, HWCAP_PMULL */
+    return (getauxval(AT_HWCAP) & (aes | pmull)) == (aes | pmull);
+#else
+    return false;
+#endif
+}
+
+/* Puts into words why a session ended. Needed after the handshake, too: with TLS 1.3 a server
+ * refuses a client's certificate only then. */
+static void tell_end(SSL *s, int rc)
+{
+    if (rc == MBEDTLS_ERR_X509_CERT_VERIFY_FAILED && s->certificate_told)
+        return;
+    if (rc == MBEDTLS_ERR_NET_RECV_FAILED || rc == MBEDTLS_ERR_NET_SEND_FAILED)
+        why("the connection broke: %s", strerror(s->socket_error));
+    else if (rc == MBEDTLS_ERR_SSL_FATAL_ALERT_MESSAGE) {
+        unsigned char alert = s->tls.MBEDTLS_PRIVATE(in_msg)[1];
+        why("the server refused with TLS alert %u, %s%s", alert, alert_name(alert),
+            alert_hint(alert));
+    } else if (rc == MBEDTLS_ERR_SSL_ILLEGAL_PARAMETER &&
+               mbedtls_ssl_get_version_number(&s->tls) == MBEDTLS_SSL_VERSION_TLS1_2)
+        why("the server signs TLS 1.2 with RSA-PSS, which is supported for TLS 1.3 only: "
+            "enable TLS 1.3 there, or use an ECDSA certificate");
+    else if (error_words(rc) != NULL)
+        why("%s", error_words(rc));
+    else
+        why("TLS failed (mbedTLS error -%#06x)", (unsigned) -rc);
+}
+
+static bool configure(SSL *s, mbedtls_x509_crt *ca)
+{
+    mbedtls_ssl_config *conf = &s->conf;
+    SSL_CTX *ctx = s->ctx;
+    int rc = mbedtls_ssl_config_defaults(conf, MBEDTLS_SSL_IS_CLIENT, MBEDTLS_SSL_TRANSPORT_STREAM,
+                                         MBEDTLS_SSL_PRESET_DEFAULT);
+
+    mbedtls_ssl_conf_rng(conf, RNG);
+    mbedtls_ssl_conf_min_tls_version(conf, MBEDTLS_SSL_VERSION_TLS1_2);
+    mbedtls_ssl_conf_max_tls_version(conf, MBEDTLS_SSL_VERSION_TLS1_3);
+    mbedtls_ssl_conf_ciphersuites(conf, aes_in_hardware() ? aes_first : chacha_first);
+    mbedtls_ssl_conf_sig_algs(conf, signatures);
+    mbedtls_ssl_conf_renegotiation(conf, MBEDTLS_SSL_RENEGOTIATION_DISABLED);
+    mbedtls_ssl_conf_session_tickets(conf, MBEDTLS_SSL_SESSION_TICKETS_DISABLED);
+    mbedtls_ssl_conf_authmode(conf, s->verify ? MBEDTLS_SSL_VERIFY_REQUIRED
+                                              : MBEDTLS_SSL_VERIFY_NONE);
+    mbedtls_ssl_conf_verify(conf, certificate_check, s);
+    mbedtls_ssl_conf_ca_chain(conf, ca, ctx->crl.raw.p != NULL ? &ctx->crl : NULL);
+    if (rc == 0 && mbedtls_pk_get_type(&ctx->key) != MBEDTLS_PK_NONE)
+        rc = mbedtls_ssl_conf_own_cert(conf, &ctx->certificate, &ctx->key);
+    if (rc == 0)
+        rc = mbedtls_ssl_setup(&s->tls, conf);
+    if (rc == 0)
+        rc = mbedtls_ssl_set_hostname(&s->tls, s->ip_length > 0 ? NULL : s->name);
+    mbedtls_ssl_set_bio(&s->tls, s, socket_send, socket_recv, NULL);
+    if (rc != 0)
+        tell_end(s, rc);
+    return rc == 0;
+}
+
+/* A deadline for the whole, so that a server that sends a byte a second does not get round it. */
+static bool shake_hands(SSL *s)
+{
+    s->deadline = now_ms() + TLS_HANDSHAKE_MS;
+    for (;;) {
+        s->budget = SIZE_MAX;
+        int rc = mbedtls_ssl_handshake(&s->tls);
+        int64_t left = s->deadline - now_ms();
+        if (rc == 0)
+            break;
+        if (rc != MBEDTLS_ERR_SSL_WANT_READ && rc != MBEDTLS_ERR_SSL_WANT_WRITE) {
+            tell_end(s, rc);
+            return false;
+        }
+        if (left <= 0) {
+            why("the server did not finish the TLS handshake within %d ms", TLS_HANDSHAKE_MS);
+            return false;
+        }
+        short wanted = rc == MBEDTLS_ERR_SSL_WANT_READ ? POLLIN : POLLOUT;
+        struct pollfd p = {.fd = s->fd, .events = wanted};
+        (void) poll(&p, 1, (int) left);
+    }
+    s->deadline = 0;
+    return true;
+}
+
+int SSL_do_handshake(SSL *s)
+{
+    SSL_CTX *ctx = s->ctx;
+    bool own_cas = ctx->ca.raw.p != NULL;
+
+    if (s->verify && s->name[0] == '\0') {
+        why("there is no name to check the server's certificate against");
+        return -1;
+    }
+    if (!s->verify || own_cas)
+        return configure(s, own_cas ? &ctx->ca : NULL) && shake_hands(s) ? 1 : -1;
+
+    if (!system_cas_take())
+        return -1;
+    bool ok = configure(s, &system_cas.chain) && shake_hands(s);
+    mbedtls_ssl_conf_ca_chain(&s->conf, NULL, NULL); /* nothing verifies after the handshake */
+    system_cas_give_back();
+    return ok ? 1 : -1;
+}
+
+/* ==== read and write ============================================================================
+ * What nats.c expects of a call that would block: -1, SSL_ERROR_SYSCALL and errno EAGAIN. (At
+ * SSL_ERROR_WANT_READ it would wait on the spot, in the middle of the event loop.) */
+
+enum { ERROR_NONE = 0, ERROR_SSL = 1, ERROR_SYSCALL = 5, ERROR_ZERO_RETURN = 6 };
+
+static _Thread_local int last_error; /* of this thread's last SSL_read or SSL_write */
+
+int SSL_get_error(const SSL *s, int result)
+{
+    (void) s;
+    if (result > 0)
+        return ERROR_NONE;
+    errno = last_error == ERROR_SYSCALL ? EAGAIN : EIO;
+    return last_error;
+}
+
+/* The answer to nats.c: what was done is told first, an end at the next call. */
+static int outcome(const SSL *s, size_t done)
+{
+    last_error = s->state == BROKEN ? ERROR_SSL
+               : s->state == CLOSED ? ERROR_ZERO_RETURN
+                                    : ERROR_SYSCALL;
+    if (done > 0)
+        return (int) done;
+    return s->state == CLOSED ? 0 : -1;
+}
+
+static void end_session(SSL *s, int rc)
+{
+    unsigned char byte;
+    if (rc == MBEDTLS_ERR_NET_SEND_FAILED) { /* an alert that is still unread says more */
+        s->budget = sizeof(s->ahead);
+        int unread = mbedtls_ssl_read(&s->tls, &byte, sizeof(byte));
+        if (unread == MBEDTLS_ERR_SSL_FATAL_ALERT_MESSAGE)
+            rc = unread;
+    }
+    bool closed = rc == 0 || rc == MBEDTLS_ERR_SSL_PEER_CLOSE_NOTIFY ||
+                  rc == MBEDTLS_ERR_SSL_CONN_EOF;
+    s->state = closed ? CLOSED : BROKEN;
+    if (closed)
+        why("the server closed the connection");
+    else
+        tell_end(s, rc);
+}
+
+static bool would_block(int rc)
+{
+    return rc == MBEDTLS_ERR_SSL_WANT_READ || rc == MBEDTLS_ERR_SSL_WANT_WRITE;
+}
+
+/* Goes on until the caller's buffer is full or nothing is left that poll would not see. */
+int SSL_read(SSL *s, void *buffer, int size)
+{
+    size_t got = 0, room = size > 0 ? (size_t) size : 0;
+
+    pthread_mutex_lock(&s->lock);
+    s->budget = room + sizeof(s->ahead);
+    while (got < room && s->state == ALIVE) {
+        int rc = mbedtls_ssl_read(&s->tls, (unsigned char *) buffer + got, room - got);
+        if (rc > 0)
+            got += (size_t) rc;
+        else if (would_block(rc) && s->ahead_length == 0)
+            break; /* not merely after a session ticket, with data behind it */
+        else if (!would_block(rc) && rc != MBEDTLS_ERR_SSL_RECEIVED_NEW_SESSION_TICKET)
+            end_session(s, rc);
+    }
+    set_has_input(s, got == room && s->state == ALIVE &&
+                         (s->ahead_length > 0 || mbedtls_ssl_get_bytes_avail(&s->tls) > 0));
+    int result = outcome(s, got);
+    pthread_mutex_unlock(&s->lock);
+    return result;
+}
+
+/* One record. mbedTLS keeps a record that the socket did not take whole, and takes the next call
+ * for its repetition: that must be given the length of that record, whatever the caller has by
+ * now. It answers with the length written, 0 or an error. Two rarer cases: what it still has to
+ * send is not ours (an answer to a renegotiation), or it sent our record off while reading. */
+static int write_record(SSL *s, const unsigned char *data, size_t length)
+{
+    const size_t *unsent = &s->tls.MBEDTLS_PRIVATE(out_left);
+    int most = mbedtls_ssl_get_max_out_record_payload(&s->tls);
+    int rc = 0;
+
+    if (most < 0)
+        return most;
+    if (s->pending > 0 && *unsent == 0)
+        return (int) s->pending;
+    if (s->pending == 0 && *unsent > 0)
+        rc = mbedtls_ssl_write(&s->tls, data, 0); /* only sends off what is there */
+    if (rc < 0)
+        return rc;
+    if (s->pending > 0)
+        length = s->pending;
+    else if (length > (size_t) most)
+        length = (size_t) most;
+    rc = mbedtls_ssl_write(&s->tls, data, length);
+    s->pending = rc < 0 && *unsent > 0 ? length : 0;
+    return rc;
+}
+
+/* Goes on until all is taken or the socket is full: a partial answer makes nats.c move what is
+ * left to the front of its buffer each time. */
+int SSL_write(SSL *s, const void *data, int size)
+{
+    size_t done = 0, length = size > 0 ? (size_t) size : 0;
+
+    pthread_mutex_lock(&s->lock);
+    while (done < length && s->state == ALIVE) {
+        if (s->pending > length - done) {
+            end_session(s, MBEDTLS_ERR_SSL_BAD_INPUT_DATA); /* nats.c never takes bytes back */
+            break;
+        }
+        int rc = write_record(s, (const unsigned char *) data + done, length - done);
+        if (rc > 0) {
+            done += (size_t) rc;
+            s->pending = 0;
+        } else if (would_block(rc))
+            break;
+        else
+            end_session(s, rc);
+    }
+    int result = outcome(s, done);
+    pthread_mutex_unlock(&s->lock);
+    return result;
+}
+
+/* ==== the loop's questions ====================================================================== */
+
+const char *tls_version(void)
+{
+    return MBEDTLS_VERSION_STRING;
+}
+
+/* With live.lock held. */
+static SSL *session_on(int fd)
+{
+    SSL *s = live.first;
+    while (s != NULL && s->fd != fd)
+        s = s->next;
+    return s;
+}
+
+bool tls_has_input(int fd)
+{
+    if (atomic_load(&live.with_input) == 0)
+        return false; /* nearly always, and without a lock */
+    pthread_mutex_lock(&live.lock);
+    const SSL *s = session_on(fd);
+    bool has_input = s != NULL && s->has_input;
+    pthread_mutex_unlock(&live.lock);
+    return has_input;
+}
+
+bool tls_describe(int fd, char *text, size_t size)
+{
+    text[0] = '\0';
+    pthread_mutex_lock(&live.lock);
+    SSL *s = session_on(fd);
+    const char *suite = s != NULL ? mbedtls_ssl_get_ciphersuite(&s->tls) : NULL;
+    if (suite != NULL)
+        (void) snprintf(text, size, "%s %s", mbedtls_ssl_get_version(&s->tls), suite);
+    pthread_mutex_unlock(&live.lock);
+    return suite != NULL;
+}
+
+/* ==== names that are never called ===============================================================
+ * nats.c's verify callback, which is not called here, and its clean-up mention them. */
+
+void *X509_STORE_CTX_get_current_cert(const void *c) { (void) c; return NULL; }
+int X509_STORE_CTX_get_error(const void *c) { (void) c; return 0; }
+int X509_STORE_CTX_get_error_depth(const void *c) { (void) c; return 0; }
+void *X509_STORE_CTX_get_ex_data(const void *c, int i) { (void) c, (void) i; return NULL; }
+int SSL_get_ex_data_X509_STORE_CTX_idx(void) { return 0; }
+const char *X509_verify_cert_error_string(long code) { (void) code; return ""; }
+void *X509_get_subject_name(const void *x) { (void) x; return NULL; }
+void *X509_get_issuer_name(const void *x) { (void) x; return NULL; }
+char *X509_NAME_oneline(const void *n, char *s, int l) { (void) n, (void) l; return s; }
+void *SSL_COMP_get_compression_methods(void) { return NULL; }
+void OPENSSL_sk_free(void *stack) { (void) stack; }
