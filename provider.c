@@ -1,0 +1,3006 @@
+/* messaging-nats - a wasmCloud capability provider for wasmcloud:messaging@0.2.0 over NATS, in one file.
+ *
+ * A wasmCloud host runs WebAssembly components. A component that wants to publish a message, ask a question of a
+ * subject, or be called for each message of a subscription is *linked* to a provider: this program. The host starts
+ * it, writes one line of *host data* to its standard input, and from then on everything goes over NATS:
+ *
+ *     component ── publish, request ──▶ lattice ──▶ provider ──▶ the link's NATS server      (calls from components)
+ *     component ◀── handle-message ─── lattice ◀── provider ◀── the link's NATS server       (calls to components)
+ *
+ * The *lattice* is the NATS server that hosts and providers share; calls on it are wRPC. Each link has a NATS
+ * connection of its own, to whatever server its configuration names, often the same one.
+ *
+ * The file is a house of eleven rooms, to be walked through from top to bottom; each uses only rooms before it:
+ *
+ *      1 memory                 the arena under every library, the store for messages that wait
+ *      2 log                    one line, one write; what would repeat a thousand times is counted
+ *      3 wire values            how wRPC writes strings, lists, options and results
+ *      4 keys and secrets       nkeys, link secrets, signatures
+ *      5 connections            connecting threads, and nats.c in our loop
+ *      6 links                  what a host asks for, merged with the defaults
+ *      7 calls                  slots, inboxes, deadlines, answers
+ *      8 calls from components  publish and request
+ *      9 calls to components    handle-message, its backlog and its pauses
+ *     10 control                host data, link put and delete, config update, health, shutdown
+ *     11 the loop, and main
+ *
+ * Threads: all of this runs on one thread, in the loop at the end. nats.c keeps three threads of its own, which do
+ * nothing here, and each connection attempt runs on a thread that lives as long as the attempt. What such a thread
+ * may touch is said in room 5.
+ *
+ * "protocol:" in a comment points to the public source of a fact about the wire: wasmCloud's host and provider-sdk
+ * (1.0.4, 1.9.2), the crate wrpc-transport-nats, the component model's value encoding, the NATS client protocol.
+ */
+#define _GNU_SOURCE
+#include "provider.h"
+
+#include <ctype.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <netdb.h>
+#include <nss.h>
+#include <poll.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <strings.h>
+#include <sys/eventfd.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <jansson.h>
+#include <nats/nats.h>
+#include <sodium.h>
+
+#include "deps/tls.h"
+
+#define COUNT_OF(array) (sizeof(array) / sizeof(array)[0])
+#define MIN(a, b) ((a) < (b) ? (a) : (b))
+
+/* Bytes that belong to somebody else. */
+struct span {
+    const char *at;
+    size_t len;
+};
+
+/* What the command line or the host was told wrongly: one sentence, and exit code 1. */
+__attribute__((format(printf, 1, 2), noreturn)) static void die(const char *format, ...) {
+    char text[512];
+    va_list args;
+    va_start(args, format);
+    (void)vsnprintf(text, sizeof(text), format, args);
+    va_end(args);
+    for (char *c = text; *c; c++)
+        if ((unsigned char)*c < ' ') *c = '?';
+    fprintf(stderr, PROVIDER_NAME ": %s\n", text);
+    exit(1);
+}
+
+/* Milliseconds since some moment in the past; never set back, unlike the time of day. */
+static uint64_t monotonic_ms(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000 + (uint64_t)t.tv_nsec / 1000000;
+}
+
+/*
+ * ---- 1 memory ------------------------------------------------------------------------------------------------------
+ *
+ * Two static pools, nothing else: no brk, no mmap, no surprise after three years.
+ *
+ * The *arena* is what malloc() and its family mean in this program, for the libraries as well as for libc. Blocks are
+ * kept in free lists by size, two levels deep (TLSF: Masmano, Ripoll, Crespo, Real, 2004): the first level is the
+ * power of two, the second divides it into sixteen. Two bit maps find a list with a block in it, so taking and giving
+ * back cost the same few instructions however long the program has run, and neighbours that are free are joined.
+ *
+ * The *store* holds our own bytes that must wait: fixed chunks in chains, so that it cannot fragment and a message of
+ * any size fits as long as chunks are free.
+ *
+ * In:  sizes. Out: memory, or NULL. Touches: nothing else. Any thread may use the arena; only the loop uses the store.
+ */
+#ifndef SYSTEM_MALLOC /* sanitizers bring their own malloc */
+
+struct block {
+    struct block *before;  /* the block that lies before this one in memory, or NULL */
+    size_t size;           /* bytes of payload, a multiple of ARENA_ALIGN; the lowest bit says that the block is free */
+    struct block *next, *prev; /* in its free list; these two are payload while the block is in use */
+};
+
+enum {
+    ARENA_ALIGN = 16,
+    BLOCK_HEAD = offsetof(struct block, next) < ARENA_ALIGN ? ARENA_ALIGN : offsetof(struct block, next),
+    BLOCK_MIN = 2 * ARENA_ALIGN, /* smallest payload: the two list pointers fit, and splitting off less is not worth it */
+    LISTS_PER_LEVEL = 16,
+    LEVELS = 24, /* up to 16 MB << 4 */
+};
+
+static struct {
+    pthread_mutex_t lock;
+    uint32_t levels;            /* bit n: lists of level n are not all empty */
+    uint16_t lists[LEVELS];     /* bit m of [n]: list m of level n is not empty */
+    struct block *free[LEVELS][LISTS_PER_LEVEL];
+    bool ready;
+    size_t in_use, peak;        /* bytes, heads included */
+    uint64_t taken;             /* how often memory was asked for, ever */
+} arena = {.lock = PTHREAD_MUTEX_INITIALIZER};
+
+static _Alignas(4096) uint8_t arena_bytes[ARENA_BYTES + sizeof(struct block)];
+
+static inline void *payload(struct block *b) { return (uint8_t *)b + BLOCK_HEAD; }
+static inline struct block *block_of(void *p) { return (struct block *)(void *)((uint8_t *)p - BLOCK_HEAD); }
+static inline size_t size_of(const struct block *b) { return b->size & ~(size_t)1; }
+static inline bool is_free(const struct block *b) { return b->size & 1; }
+static inline struct block *block_after(struct block *b) {
+    return (struct block *)(void *)((uint8_t *)payload(b) + size_of(b));
+}
+
+/* The free list for a block of this size: below 256 bytes one list for each multiple of 16, above as described. */
+static inline void list_for(size_t size, unsigned *level, unsigned *list) {
+    if (size < 256) {
+        *level = 0;
+        *list = (unsigned)(size / 16);
+    } else {
+        unsigned top = (unsigned)(sizeof(long) * 8 - 1) - (unsigned)__builtin_clzl(size);
+        *level = top - 7;
+        *list = (unsigned)(size >> (top - 4)) & 15;
+    }
+}
+
+static void block_list(struct block *b) {
+    unsigned level, list;
+    list_for(size_of(b), &level, &list);
+    b->size |= 1;
+    b->prev = NULL;
+    b->next = arena.free[level][list];
+    if (b->next) b->next->prev = b;
+    arena.free[level][list] = b;
+    arena.levels |= 1u << level;
+    arena.lists[level] |= (uint16_t)(1u << list);
+}
+
+static void block_unlist(struct block *b) {
+    unsigned level, list;
+    list_for(size_of(b), &level, &list);
+    b->size &= ~(size_t)1;
+    if (b->next) b->next->prev = b->prev;
+    if (b->prev) {
+        b->prev->next = b->next;
+    } else if (!(arena.free[level][list] = b->next)) {
+        arena.lists[level] &= (uint16_t)~(1u << list);
+        if (!arena.lists[level]) arena.levels &= ~(1u << level);
+    }
+}
+
+/* A free block of at least this size, or NULL. Looks one list higher than the size itself, where every block fits. */
+static struct block *block_find(size_t size) {
+    unsigned level, list;
+    if (size >= 256) size += ((size_t)1 << (sizeof(long) * 8 - 5 - (size_t)__builtin_clzl(size))) - 1;
+    list_for(size, &level, &list);
+    if (level >= LEVELS) return NULL;
+    uint32_t lists = arena.lists[level] & (0xffffu << list);
+    if (!lists) {
+        uint32_t levels = arena.levels & (uint32_t)(0xfffffffeull << level);
+        if (!levels) return NULL;
+        level = (unsigned)__builtin_ctz(levels);
+        lists = arena.lists[level];
+    }
+    return arena.free[level][__builtin_ctz(lists)];
+}
+
+/* Cuts a used block down to this size and gives the rest back, if the rest is worth it. */
+static void block_trim(struct block *b, size_t size) {
+    size_t rest = size_of(b) - size;
+    if (rest < BLOCK_HEAD + BLOCK_MIN) return;
+    struct block *after = block_after(b);
+    b->size = size;
+    struct block *cut = block_after(b);
+    cut->before = b;
+    cut->size = rest - BLOCK_HEAD;
+    after->before = cut;
+    if (is_free(after)) {
+        block_unlist(after);
+        cut->size += BLOCK_HEAD + size_of(after);
+        block_after(cut)->before = cut;
+    }
+    block_list(cut);
+}
+
+/* One free block over the whole arena, and a used one without payload at the end, so that no block lacks a neighbour. */
+static void arena_start(void) {
+    struct block *all = (struct block *)(void *)arena_bytes;
+    all->size = ARENA_BYTES - BLOCK_HEAD;
+    block_after(all)->before = all;
+    block_list(all);
+    arena.ready = true;
+}
+
+static size_t rounded(size_t size) {
+    return size < BLOCK_MIN ? BLOCK_MIN : (size + ARENA_ALIGN - 1) & ~(size_t)(ARENA_ALIGN - 1);
+}
+
+static void count_in(size_t size) {
+    arena.taken++;
+    arena.in_use += size + BLOCK_HEAD;
+    if (arena.in_use > arena.peak) arena.peak = arena.in_use;
+}
+
+void *malloc(size_t size) {
+    if (size > ARENA_BYTES) return errno = ENOMEM, NULL;
+    size = rounded(size);
+    pthread_mutex_lock(&arena.lock);
+    if (!arena.ready) arena_start();
+    struct block *b = block_find(size);
+    if (b) {
+        block_unlist(b);
+        block_trim(b, size);
+        count_in(size_of(b));
+    }
+    pthread_mutex_unlock(&arena.lock);
+    if (!b) return errno = ENOMEM, NULL;
+    return payload(b);
+}
+
+void free(void *p) {
+    if (!p) return;
+    struct block *b = block_of(p);
+    pthread_mutex_lock(&arena.lock);
+    arena.in_use -= size_of(b) + BLOCK_HEAD;
+    struct block *after = block_after(b);
+    if (is_free(after)) {
+        block_unlist(after);
+        b->size += BLOCK_HEAD + size_of(after);
+    }
+    if (b->before && is_free(b->before)) {
+        struct block *before = b->before;
+        block_unlist(before);
+        before->size += BLOCK_HEAD + size_of(b);
+        b = before;
+    }
+    block_after(b)->before = b;
+    block_list(b);
+    pthread_mutex_unlock(&arena.lock);
+}
+
+void *calloc(size_t count, size_t size) {
+    size_t bytes;
+    if (__builtin_mul_overflow(count, size, &bytes)) return errno = ENOMEM, NULL;
+    void *p = malloc(bytes);
+    if (p) memset(p, 0, bytes);
+    return p;
+}
+
+/* Grows in place where the neighbour is free and large enough: nats.c's buffers grow by tenths of a megabyte. */
+static bool grow_in_place(struct block *b, size_t size) {
+    struct block *after = block_after(b);
+    if (size_of(b) < size) {
+        if (!is_free(after) || size_of(b) + BLOCK_HEAD + size_of(after) < size) return false;
+        block_unlist(after);
+        b->size += BLOCK_HEAD + size_of(after);
+        block_after(b)->before = b;
+    }
+    block_trim(b, size);
+    return true;
+}
+
+void *realloc(void *p, size_t size) {
+    if (!p) return malloc(size);
+    if (size > ARENA_BYTES) return errno = ENOMEM, NULL;
+    struct block *b = block_of(p);
+    pthread_mutex_lock(&arena.lock);
+    size_t old = size_of(b);
+    bool done = grow_in_place(b, rounded(size));
+    if (done) {
+        arena.in_use -= old + BLOCK_HEAD;
+        count_in(size_of(b));
+    }
+    pthread_mutex_unlock(&arena.lock);
+    if (done) return p;
+    void *moved = malloc(size);
+    if (!moved) return NULL;
+    memcpy(moved, p, old);
+    free(p);
+    return moved;
+}
+
+size_t malloc_usable_size(void *p) { return p ? size_of(block_of(p)) : 0; }
+
+/* Whether a library may take this many bytes more without touching what other links and large messages count on. */
+static bool arena_spares(size_t bytes, unsigned links_to_come) {
+    size_t kept = ARENA_IN_TRANSIT + links_to_come * (size_t)ARENA_PER_LINK;
+    pthread_mutex_lock(&arena.lock);
+    bool spare = arena.in_use + bytes + kept <= ARENA_BYTES && block_find(bytes);
+    pthread_mutex_unlock(&arena.lock);
+    return spare;
+}
+
+#else
+#include <malloc.h>
+static struct {
+    size_t peak;
+    uint64_t taken;
+} arena;
+static bool arena_spares(size_t bytes, unsigned links_to_come) { return bytes + links_to_come > 0; }
+#endif
+
+/* jansson's free: configuration holds secrets, and this is the one place where all of it passes. */
+static void free_wiped(void *p) {
+    if (p) sodium_memzero(p, malloc_usable_size(p));
+    free(p);
+}
+
+/* A chain of chunks: bytes that wait, first in, first out. Made by = {0}. */
+struct chunk {
+    struct chunk *next;
+    uint8_t bytes[STORE_CHUNK - sizeof(void *)];
+};
+
+struct chain {
+    struct chunk *first, *last;
+    size_t len;    /* bytes in it */
+    size_t taken;  /* bytes of the first chunk that were taken out already */
+};
+
+static struct {
+    struct chunk chunks[STORE_BYTES / STORE_CHUNK];
+    struct chunk *free;  /* chunks that were used and given back: these first, their pages are resident */
+    size_t fresh;        /* chunks from this one on were never used */
+    size_t in_use;       /* chunks */
+} store;
+
+static struct chunk *chunk_take(void) {
+    struct chunk *c = store.free;
+    if (c) {
+        store.free = c->next;
+    } else if (store.fresh < COUNT_OF(store.chunks)) {
+        c = &store.chunks[store.fresh++];
+    } else {
+        return NULL;
+    }
+    store.in_use++;
+    c->next = NULL;
+    return c;
+}
+
+static void chunk_give(struct chunk *c) {
+    c->next = store.free;
+    store.free = c;
+    store.in_use--;
+}
+
+/* Where the next byte of the chain goes within its last chunk. */
+static size_t chain_end(const struct chain *c) { return (c->taken + c->len) % sizeof(c->last->bytes); }
+
+/* Whether an owner that holds `held` chunks may add this many bytes; see STORE_BYTES. Exact: chain_add does not fail
+ * after this said yes. */
+static bool store_spares(const struct chain *c, size_t held, size_t bytes) {
+    size_t end = c->last ? chain_end(c) : 0;
+    size_t room = end ? sizeof(c->last->bytes) - end : 0;
+    size_t chunks = bytes > room ? (bytes - room + sizeof(c->last->bytes) - 1) / sizeof(c->last->bytes) : 0;
+    size_t free_now = COUNT_OF(store.chunks) - store.in_use;
+    return chunks <= free_now && held + chunks <= 2 * (free_now - chunks) + 1;
+}
+
+/* Puts bytes at the end. `held` is the owner's count of chunks. The caller has asked store_spares() for all of them. */
+static void chain_add(struct chain *c, size_t *held, const void *bytes, size_t len) {
+    const uint8_t *from = bytes;
+    while (len > 0) {
+        size_t end = c->last ? chain_end(c) : 0;
+        if (end == 0) {
+            struct chunk *more = chunk_take();
+            if (!more) abort(); /* the caller did not ask */
+            ++*held;
+            if (c->last) c->last->next = more;
+            else c->first = more;
+            c->last = more;
+        }
+        size_t n = MIN(len, sizeof(c->last->bytes) - end);
+        memcpy(c->last->bytes + end, from, n);
+        from += n;
+        len -= n;
+        c->len += n;
+    }
+}
+
+/* Copies bytes out, from a place in the chain, and leaves them there. */
+static void chain_copy(const struct chain *c, size_t from, void *to, size_t len) {
+    const struct chunk *chunk = c->first;
+    uint8_t *out = to;
+    for (from += c->taken; from >= sizeof(chunk->bytes); from -= sizeof(chunk->bytes)) chunk = chunk->next;
+    while (len > 0) {
+        size_t n = MIN(len, sizeof(chunk->bytes) - from);
+        memcpy(out, chunk->bytes + from, n);
+        out += n;
+        len -= n;
+        from = 0;
+        chunk = chunk->next;
+    }
+}
+
+/* Takes bytes off the front. */
+static void chain_drop(struct chain *c, size_t *held, size_t len) {
+    c->len -= len;
+    c->taken += len;
+    while (c->first && (c->taken >= sizeof(c->first->bytes) || c->len == 0)) {
+        struct chunk *gone = c->first;
+        c->first = gone->next;
+        c->taken = c->len == 0 ? 0 : c->taken - sizeof(gone->bytes);
+        chunk_give(gone);
+        --*held;
+    }
+    if (!c->first) *c = (struct chain){0};
+}
+
+static void chain_clear(struct chain *c, size_t *held) { chain_drop(c, held, c->len); }
+/*
+ * ---- 2 log -----------------------------------------------------------------------------------------------------------
+ *
+ * One line an event on standard error, text or JSON as the host asks, written whole by one write(2). The host reads the
+ * other end of the pipe; if it stops reading, lines are dropped and counted, because the loop never waits.
+ *
+ * In:  words, and what they are about (a link, the lattice). Out: a line. Only the loop's thread logs.
+ */
+enum level { LEVEL_OFF, LEVEL_CRITICAL, LEVEL_ERROR, LEVEL_WARN, LEVEL_INFO, LEVEL_DEBUG, LEVEL_TRACE };
+static const char *const level_names[] = {"off", "critical", "error", "warn", "info", "debug", "trace"};
+
+static struct {
+    enum level level;
+    bool json;
+    uint64_t lost;  /* lines that nobody read */
+} logger = {.level = LEVEL_INFO};
+
+/* Appends text for a JSON string (quoted) or for a terminal: no control character gets out, and in JSON no byte that
+ * is not ASCII either, since a line may be cut in the middle of a character. Returns the new end. */
+static size_t put_escaped(char *out, size_t at, size_t size, const char *text, bool json) {
+    for (const unsigned char *c = (const unsigned char *)text; *c && at + 2 < size; c++) {
+        if (json && (*c == '"' || *c == '\\')) out[at++] = '\\';
+        out[at++] = *c < ' ' || *c == 0x7f || (json && *c > 0x7f) ? '?' : (char)*c;
+    }
+    return at;
+}
+
+static size_t put_text(char *out, size_t at, size_t size, const char *text) {
+    size_t n = MIN(strlen(text), size - at - 1);
+    memcpy(out + at, text, n);
+    return at + n;
+}
+
+/* The moment, as RFC 3339 with milliseconds. */
+static void put_time(char out[32]) {
+    struct timespec t;
+    struct tm tm;
+    clock_gettime(CLOCK_REALTIME, &t);
+    gmtime_r(&t.tv_sec, &tm);
+    size_t n = strftime(out, 32, "%Y-%m-%dT%H:%M:%S", &tm);
+    (void)snprintf(out + n, 32 - n, ".%03dZ", (int)(t.tv_nsec / 1000000));
+}
+
+static void write_line(const char *line, size_t len) {
+    struct pollfd out = {.fd = STDERR_FILENO, .events = POLLOUT};
+    if (poll(&out, 1, 0) != 1 || !(out.revents & POLLOUT) || write(STDERR_FILENO, line, len) < 0) logger.lost++;
+}
+
+/* `kind` and `name` say what the line is about: ("link", "echo -> messaging-nats (default)"), or NULL for neither. */
+__attribute__((format(printf, 4, 5))) static void log_about(enum level level, const char *kind, const char *name,
+                                                            const char *format, ...) {
+    if (level > logger.level) return;
+    char words[1024], line[2048], when[32], upper[16] = "";
+    va_list args;
+    va_start(args, format);
+    (void)vsnprintf(words, sizeof(words), format, args);
+    va_end(args);
+    put_time(when);
+    for (size_t i = 0; level_names[level][i]; i++) upper[i] = (char)toupper(level_names[level][i]);
+    size_t at, size = sizeof(line) - 4;
+    if (logger.json) {
+        at = (size_t)snprintf(line, size, "{\"timestamp\":\"%s\",\"level\":\"%s\"", when, upper);
+        if (kind) {
+            at += (size_t)snprintf(line + at, size - at, ",\"%s\":\"", kind);
+            at = put_escaped(line, at, size - 64, name, true);
+            line[at++] = '"';
+        }
+        at = put_text(line, at, size, ",\"message\":\"");
+        at = put_escaped(line, at, size, words, true);
+        at = put_text(line, at, sizeof(line), "\"}\n");
+    } else {
+        at = (size_t)snprintf(line, size, "%s %-5s %s%s", when, upper, kind ? kind : "", kind ? " " : "");
+        if (kind && *name) at = put_escaped(line, at, size - 64, name, false);
+        if (kind) at = put_text(line, at, size, ": ");
+        at = put_escaped(line, at, size, words, false);
+        at = put_text(line, at, sizeof(line), "\n");
+    }
+    write_line(line, at);
+}
+#define log_line(level, ...) log_about(level, NULL, NULL, __VA_ARGS__)
+
+/* Things that may happen thousands of times a second. The first few of each kind and link are written as they come,
+ * the rest is counted, and the count is written when GATE_MS are over. */
+enum gate_kind {
+    GATE_ERROR_RESULT, GATE_FAILED, GATE_TIMEOUT, GATE_NOBODY, GATE_DROPPED, GATE_REFUSED, GATE_SERVER, GATE_KINDS
+};
+static const char *const gate_names[GATE_KINDS] = {
+    "messages that the component answered with an error", "calls that failed", "calls that timed out",
+    "messages for which no component runs", "messages dropped", "calls refused", "errors from the server",
+};
+enum { GATE_LINES = 5, GATE_MS = 5000 };
+
+struct gate {
+    uint64_t until;
+    unsigned lines, held;
+};
+
+static bool gate_open(struct gate *g, uint64_t now) {
+    if (now >= g->until && g->held == 0) *g = (struct gate){.until = now + GATE_MS};
+    if (g->lines < GATE_LINES) return g->lines++, true;
+    return g->held++, false;
+}
+
+static void gates_tick(struct gate gates[GATE_KINDS], const char *kind, const char *name, uint64_t now) {
+    for (int i = 0; i < GATE_KINDS; i++) {
+        if (!gates[i].held || now < gates[i].until) continue;
+        log_about(LEVEL_WARN, kind, name, "%u more %s in the last %d s", gates[i].held, gate_names[i], GATE_MS / 1000);
+        gates[i] = (struct gate){.until = now + GATE_MS, .lines = GATE_LINES};
+    }
+}
+
+/* A level by its name. RUST_LOG may also name single modules ("info,async_nats=warn"): the part without "=" counts. */
+static bool level_by_name(const char *name, enum level *level) {
+    while (*name) {
+        size_t n = strcspn(name, ",");
+        for (size_t i = 0; i < COUNT_OF(level_names); i++)
+            if (strlen(level_names[i]) == n && strncasecmp(name, level_names[i], n) == 0) return *level = (enum level)i, true;
+        name += n + (name[n] == ',');
+    }
+    return false;
+}
+
+/*
+ * ---- 3 wire values ---------------------------------------------------------------------------------------------------
+ *
+ * wRPC encodes values as the component model does. protocol: the component model's value encoding; wrpc-transport.
+ *
+ *     u32               unsigned LEB128, at most 5 bytes
+ *     string, list<u8>  length as u32, then the bytes; strings are UTF-8
+ *     option<T>         00, or 01 and T
+ *     result<T, E>      00 and T, or 01 and E
+ *     record, params    the fields in order, nothing between
+ *
+ * Nothing here is framed: parameters that come in pieces are whole when they decode. So decoding ends in one of three
+ * ways, and says how many bytes are needed at least before it is worth another try.
+ *
+ * In:  bytes of strangers. Out: spans that point into them, checked; or bytes in a buffer. Touches: nothing.
+ */
+enum decoded { WHOLE, NEEDS_MORE, MALFORMED };
+
+struct reader {
+    const uint8_t *start, *at, *end;
+    size_t needs;  /* bytes from the start on, when the answer is NEEDS_MORE */
+};
+
+/* protocol: broker-message of wasmcloud:messaging/types@0.2.0 */
+struct message {
+    struct span subject, body, reply_to;
+    bool has_reply;
+};
+
+static enum decoded needs(struct reader *r, size_t bytes) {
+    r->needs = (size_t)(r->at - r->start) + bytes;
+    return NEEDS_MORE;
+}
+
+static enum decoded read_u32(struct reader *r, uint32_t *value) {
+    uint64_t v = 0;
+    for (size_t i = 0; i < 5; i++) {
+        if (i >= (size_t)(r->end - r->at)) return needs(r, i + 1);
+        v |= (uint64_t)(r->at[i] & 0x7f) << (7 * i);
+        if (r->at[i] & 0x80) continue;
+        if (v > UINT32_MAX) return MALFORMED;
+        r->at += i + 1;
+        *value = (uint32_t)v;
+        return WHOLE;
+    }
+    return MALFORMED;
+}
+
+static enum decoded read_bytes(struct reader *r, struct span *s) {
+    uint32_t len = 0;
+    enum decoded d = read_u32(r, &len);
+    if (d != WHOLE) return d;
+    if (len > (size_t)(r->end - r->at)) return needs(r, len);
+    *s = (struct span){(const char *)r->at, len};
+    r->at += len;
+    return WHOLE;
+}
+
+/* Whether these bytes are UTF-8: no overlong form, no surrogate, nothing beyond U+10FFFF (RFC 3629). */
+static bool is_utf8(struct span s) {
+    const uint8_t *c = (const uint8_t *)s.at, *end = c + s.len;
+    while (c < end) {
+        if (*c < 0x80) { c++; continue; }
+        size_t more = *c >= 0xf0 ? 3 : *c >= 0xe0 ? 2 : 1;
+        if (*c < 0xc2 || *c > 0xf4 || (size_t)(end - c) <= more) return false;
+        for (size_t i = 1; i <= more; i++)
+            if ((c[i] & 0xc0) != 0x80) return false;
+        if ((c[0] == 0xe0 && c[1] < 0xa0) || (c[0] == 0xed && c[1] > 0x9f) || (c[0] == 0xf0 && c[1] < 0x90) ||
+            (c[0] == 0xf4 && c[1] > 0x8f)) return false;
+        c += more + 1;
+    }
+    return true;
+}
+
+static enum decoded read_string(struct reader *r, struct span *s) {
+    enum decoded d = read_bytes(r, s);
+    return d == WHOLE && !is_utf8(*s) ? MALFORMED : d;
+}
+
+static enum decoded read_tag(struct reader *r, bool *tag) {
+    if (r->at == r->end) return needs(r, 1);
+    if (*r->at > 1) return MALFORMED;
+    *tag = *r->at++;
+    return WHOLE;
+}
+
+/* The parameters of publish: (broker-message). */
+static enum decoded read_publish(struct reader *r, struct message *m) {
+    enum decoded d = read_string(r, &m->subject);
+    if (d == WHOLE) d = read_bytes(r, &m->body);
+    if (d == WHOLE) d = read_tag(r, &m->has_reply);
+    if (d == WHOLE && m->has_reply) d = read_string(r, &m->reply_to);
+    return d;
+}
+
+/* The parameters of request: (subject, body, timeout-ms). */
+static enum decoded read_request(struct reader *r, struct message *m, uint32_t *timeout_ms) {
+    enum decoded d = read_string(r, &m->subject);
+    if (d == WHOLE) d = read_bytes(r, &m->body);
+    if (d == WHOLE) d = read_u32(r, timeout_ms);
+    return d;
+}
+
+static size_t write_u32(uint8_t *out, uint32_t value) {
+    size_t n = 0;
+    for (; value > 0x7f; value >>= 7) out[n++] = (uint8_t)(value | 0x80);
+    out[n++] = (uint8_t)value;
+    return n;
+}
+
+static size_t write_bytes(uint8_t *out, struct span s) {
+    size_t n = write_u32(out, (uint32_t)s.len);
+    if (s.len) memcpy(out + n, s.at, s.len);
+    return n + s.len;
+}
+
+/* The most bytes that a message with these lengths is encoded in; write_message() writes no more. */
+static size_t message_room(const struct message *m) { return m->subject.len + m->body.len + m->reply_to.len + 16; }
+
+static size_t write_message(uint8_t *out, const struct message *m) {
+    size_t n = write_bytes(out, m->subject);
+    n += write_bytes(out + n, m->body);
+    out[n++] = m->has_reply;
+    return m->has_reply ? n + write_bytes(out + n, m->reply_to) : n;
+}
+
+/* The result of handle-message, result<_, string>, which may come in any number of pieces: read byte by byte, so that
+ * nothing of it needs to be kept but the beginning of the words. Made by = {0}. */
+struct result {
+    enum { AT_TAG, AT_LENGTH, AT_WORDS, AT_END } at;
+    uint8_t shift;       /* of the next byte of the length */
+    bool is_error;
+    uint64_t len;        /* of the words still to come */
+    uint8_t kept;
+    char words[120];
+};
+
+static enum decoded read_result(struct result *r, const uint8_t *bytes, size_t len) {
+    for (; len > 0 && r->at != AT_END; bytes++, len--) {
+        if (r->at == AT_TAG) {
+            if (*bytes > 1) return MALFORMED;
+            r->is_error = *bytes;
+            r->at = r->is_error ? AT_LENGTH : AT_END;
+        } else if (r->at == AT_LENGTH) {
+            r->len |= (uint64_t)(*bytes & 0x7f) << r->shift;
+            r->shift = (uint8_t)(r->shift + 7);
+            if (*bytes & 0x80 && r->shift == 35) return MALFORMED;
+            if (r->len > UINT32_MAX) return MALFORMED;
+            if (!(*bytes & 0x80)) r->at = r->len ? AT_WORDS : AT_END;
+        } else {
+            if (r->kept < sizeof(r->words) - 1) r->words[r->kept++] = (char)*bytes;
+            if (--r->len == 0) r->at = AT_END;
+        }
+    }
+    return r->at == AT_END ? WHOLE : NEEDS_MORE;
+}
+
+/* Whether a subject may go into the NATS protocol: what has a space or a control character in it would be a command of
+ * somebody else's choice, and empty tokens are refused by servers, for good. `wildcards`: `*` and `>` may be tokens.
+ * protocol: NATS, "Subject-Based Messaging" and the client protocol. */
+static bool is_subject(struct span s, bool wildcards) {
+    if (s.len == 0 || s.len > SUBJECT_MAX) return false;
+    size_t token = 0;
+    for (size_t i = 0; i <= s.len; i++) {
+        unsigned char c = i < s.len ? (unsigned char)s.at[i] : '.';
+        if (c <= ' ' || c == 0x7f) return false;
+        if (c != '.') { token++; continue; }
+        if (token == 0) return false;
+        char only = token == 1 ? s.at[i - 1] : 0;
+        if ((only == '*' || only == '>') && !wildcards) return false;
+        if (only == '>' && i != s.len) return false;
+        token = 0;
+    }
+    return true;
+}
+
+static struct span span_of(const char *text) { return (struct span){text, text ? strlen(text) : 0}; }
+
+/*
+ * ---- 4 keys and secrets ----------------------------------------------------------------------------------------------
+ *
+ * nkeys are base32 of prefix bytes, 32 key bytes and a CRC. Two sorts meet us: the X25519 keys ("X…", seed "SX…") with
+ * which a host seals the secrets of a link for this provider, and the Ed25519 seeds ("SU…") that prove a NATS user.
+ * protocol: the crate nkeys; wasmCloud's secrets-client and provider-sdk.
+ *
+ * In:  strings of the host. Out: keys, plain secrets, signatures. Touches: the one box key below. What is secret is
+ * wiped by whoever held it.
+ */
+enum { NKEY_SEED_LEN = 58, NKEY_PUBLIC_LEN = 56, NKEY_BYTES_MAX = 36 };
+enum { PREFIX_X_PUBLIC = 0xb8, PREFIX_SEED = 0x95, PREFIX_SEED_X = 0xc0, PREFIX_SEED_USER = 0x00 };
+
+static const char base32_digits[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567";
+
+/* CRC-16/XMODEM. */
+static uint16_t crc16(const uint8_t *bytes, size_t len) {
+    uint16_t crc = 0;
+    for (size_t i = 0; i < len; i++) {
+        crc = (uint16_t)(crc ^ (uint16_t)(bytes[i] << 8));
+        for (int bit = 0; bit < 8; bit++) crc = (uint16_t)(crc & 0x8000 ? crc << 1 ^ 0x1021 : crc << 1);
+    }
+    return crc;
+}
+
+/* Decodes base32 without padding into exactly `want` bytes, of which the last two are the CRC over the others. */
+static bool nkey_decode(struct span text, uint8_t *out, size_t want) {
+    uint32_t bits = 0;
+    size_t have = 0, n = 0;
+    if (text.len != (want * 8 + 4) / 5) return false;
+    for (size_t i = 0; i < text.len; i++) {
+        const char *digit = text.at[i] ? strchr(base32_digits, text.at[i]) : NULL;
+        if (!digit) return false;
+        bits = bits << 5 | (uint32_t)(digit - base32_digits);
+        have += 5;
+        if (have < 8) continue;
+        have -= 8;
+        if (n < want) out[n++] = (uint8_t)(bits >> have);
+    }
+    if (n != want || (bits & ((1u << have) - 1)) != 0) return false;
+    return crc16(out, want - 2) == (out[want - 2] | out[want - 1] << 8);
+}
+
+/* The 32 secret bytes of a seed of this kind (PREFIX_SEED_…). */
+static bool nkey_seed(struct span text, uint8_t kind, uint8_t secret[32]) {
+    uint8_t raw[NKEY_BYTES_MAX];
+    bool ok = nkey_decode(text, raw, 36) && raw[0] == PREFIX_SEED && raw[1] == kind;
+    if (ok) memcpy(secret, raw + 2, 32);
+    sodium_memzero(raw, sizeof(raw));
+    return ok;
+}
+
+static bool nkey_x_public(struct span text, uint8_t key[32]) {
+    uint8_t raw[NKEY_BYTES_MAX];
+    if (!nkey_decode(text, raw, 35) || raw[0] != PREFIX_X_PUBLIC) return false;
+    memcpy(key, raw + 1, 32);
+    return true;
+}
+
+static void nkey_x_encode(const uint8_t key[32], char text[NKEY_PUBLIC_LEN + 1]) {
+    uint8_t raw[35] = {PREFIX_X_PUBLIC};
+    memcpy(raw + 1, key, 32);
+    uint16_t crc = crc16(raw, 33);
+    raw[33] = (uint8_t)crc;
+    raw[34] = (uint8_t)(crc >> 8);
+    for (size_t i = 0; i < NKEY_PUBLIC_LEN; i++) {
+        size_t bit = i * 5, byte = bit / 8;
+        unsigned two = (unsigned)raw[byte] << 8 | (byte + 1 < sizeof(raw) ? raw[byte + 1] : 0u);
+        text[i] = base32_digits[two >> (11 - bit % 8) & 31];
+    }
+    text[NKEY_PUBLIC_LEN] = 0;
+}
+
+/* What opens the secrets of links: the key that the host's xkey and ours have in common. */
+static struct {
+    bool set;
+    uint8_t shared[crypto_box_BEFORENMBYTES];
+    char public_key[NKEY_PUBLIC_LEN + 1];  /* ours: the host puts links that hold secrets to this name */
+} box;
+
+/* Takes both xkeys of the host data; the caller wipes the seed. */
+static bool box_start(struct span host_public, struct span our_seed) {
+    uint8_t secret[32], host[32], ours[32];
+    bool ok = nkey_seed(our_seed, PREFIX_SEED_X, secret) && nkey_x_public(host_public, host) &&
+              crypto_scalarmult_base(ours, secret) == 0 && crypto_box_beforenm(box.shared, host, secret) == 0;
+    sodium_memzero(secret, sizeof(secret));
+    if (ok) nkey_x_encode(ours, box.public_key);
+    return box.set = ok;
+}
+
+enum { SECRET_SEALED_MAX = 256 * 1024, SECRET_NONCE = crypto_box_NONCEBYTES, SECRET_HEAD = 4 + SECRET_NONCE };
+
+/* Opens the sealed secrets of a link: "xkv1", a nonce, a NaCl box of a JSON object. Returns the object, or NULL and why.
+ * protocol: the crate nkeys, xkeys.rs. */
+static json_t *box_open(const uint8_t *sealed, size_t len, const char **why) {
+    json_t *secrets = NULL;
+    *why = "they are too short";
+    if (len < SECRET_HEAD + crypto_box_MACBYTES) return NULL;
+    *why = "they do not begin with xkv1";
+    if (memcmp(sealed, "xkv1", 4) != 0) return NULL;
+    *why = "the host data has no xkeys to open them with";
+    if (!box.set) return NULL;
+    size_t plain_len = len - SECRET_HEAD - crypto_box_MACBYTES;
+    uint8_t *plain = malloc(plain_len + 1);
+    *why = "out of memory";
+    if (!plain) return NULL;
+    *why = "they were sealed for another provider, or changed on the way";
+    if (crypto_box_open_easy_afternm(plain, sealed + SECRET_HEAD, len - SECRET_HEAD, sealed + 4, box.shared) == 0) {
+        *why = "they are no JSON object";
+        secrets = json_loadb((const char *)plain, plain_len, 0, NULL);
+        if (!json_is_object(secrets)) {
+            json_decref(secrets);
+            secrets = NULL;
+        }
+    }
+    sodium_memzero(plain, plain_len);
+    free(plain);
+    return secrets;
+}
+
+/* The bytes of a JSON array of numbers from 0 to 255, as the host writes bytes. Returns memory that the caller wipes and
+ * frees, or NULL. */
+static uint8_t *bytes_of_json(const json_t *array, size_t *len) {
+    *len = json_array_size(array);
+    uint8_t *bytes = *len && *len <= SECRET_SEALED_MAX ? malloc(*len) : NULL;
+    for (size_t i = 0; bytes && i < *len; i++) {
+        const json_t *v = json_array_get(array, i);
+        if (!json_is_integer(v) || json_integer_value(v) < 0 || json_integer_value(v) > 255) {
+            free(bytes);
+            return NULL;
+        }
+        bytes[i] = (uint8_t)json_integer_value(v);
+    }
+    return bytes;
+}
+
+/* A SecretValue as a string: {"kind":"String","value":"…"} or {"kind":"Bytes","value":[…]} with UTF-8 in it. NULL if it
+ * is neither. protocol: wasmCloud's secrets-client, types.rs. */
+static json_t *secret_text(const json_t *secret) {
+    const char *kind = json_string_value(json_object_get(secret, "kind"));
+    json_t *value = json_object_get(secret, "value");
+    if (kind && strcmp(kind, "String") == 0 && json_is_string(value)) return json_incref(value);
+    if (!kind || strcmp(kind, "Bytes") != 0) return NULL;
+    size_t len = 0;
+    uint8_t *bytes = bytes_of_json(value, &len);
+    json_t *text = bytes ? json_stringn((const char *)bytes, len) : NULL;
+    if (bytes) sodium_memzero(bytes, len);
+    free(bytes);
+    return text;
+}
+
+/* Signs a server's nonce with a user's seed. `signature` has room for crypto_sign_BYTES. */
+static bool sign_nonce(struct span seed, const char *nonce, uint8_t *signature) {
+    uint8_t secret[32], public_key[crypto_sign_PUBLICKEYBYTES], key[crypto_sign_SECRETKEYBYTES];
+    bool ok = nkey_seed(seed, PREFIX_SEED_USER, secret) && crypto_sign_seed_keypair(public_key, key, secret) == 0 &&
+              crypto_sign_detached(signature, NULL, (const uint8_t *)nonce, strlen(nonce), key) == 0;
+    sodium_memzero(secret, sizeof(secret));
+    sodium_memzero(key, sizeof(key));
+    return ok;
+}
+
+/*
+ * ---- 5 connections ---------------------------------------------------------------------------------------------------
+ *
+ * One connection to a NATS server: the lattice's, or a link's. nats.c does the protocol; we own the socket's place in
+ * the loop, and the reconnecting. nats.c's own reconnect is off, because with an event loop it is unsafe (its parser is
+ * not reset) and it holds the connection's lock while it resolves and connects. So every attempt, first or later, makes
+ * a new natsConnection on a thread of its own, and hands it to the loop when it is up:
+ *
+ *     OFF ─▶ CONNECTING ─▶ UP ─▶ WAITING ─▶ CONNECTING …      with a pause that doubles, and jitter
+ *
+ * A connecting thread may touch: nats.c, the constant part of its connection, and the four fields under "the attempt's",
+ * which the loop leaves alone until the thread has reported. Nothing else.
+ *
+ * In:  settings. Out: on_up, on_message, on_down, called in the loop; and post(). Touches: connections.
+ */
+enum conn_state { CONN_OFF, CONN_CONNECTING, CONN_UP, CONN_WAITING };
+enum report { REPORT_NONE, REPORT_UP, REPORT_FAILED };
+
+struct conn {
+    /* constant while the connection is not OFF */
+    const char *kind;      /* for the log: "link" or "lattice" */
+    char name[256];        /* and which */
+    json_t *settings;      /* key → string: cluster_uris, client_jwt, tls_ca, …; see setting_defaults */
+    void (*on_up)(struct conn *);
+    void (*on_message)(struct conn *, natsMsg *);  /* does not keep the message */
+    void (*on_down)(struct conn *, const char *why);
+    uint64_t ping_ms;
+    size_t write_max;      /* bytes that may wait to be written */
+    char inbox[INBOX_MAX]; /* what is sent to "{inbox}.…" comes back to us; ends with a dot */
+    size_t inbox_len;
+
+    /* the attempt's */
+    natsConnection *nc;
+    natsSock fd;
+    size_t server;         /* the one of cluster_uris to try first */
+    char error[320];
+
+    /* written by nats.c's callbacks on any thread */
+    atomic_int report;
+    atomic_bool wants_write, closed, server_error;
+
+    /* the loop's */
+    enum conn_state state;
+    uint64_t due_ms;       /* WAITING: the next attempt */
+    uint64_t up_ms, heard_ms, asked_ms;  /* when it came up, was last heard, was last asked for a sign of life */
+    unsigned failures;     /* attempts since it last stood for a while */
+    uint64_t queued;       /* bytes ever given to nats.c for writing */
+    size_t capacity;       /* what nats.c's write buffer has grown to, about */
+    bool blocked;          /* the socket takes no more: wait for POLLOUT */
+    bool echoed;           /* what conn_ask_echo() sent has come back */
+    bool more;             /* there is input that poll does not see: TLS had read ahead */
+    const char *broken;    /* why the loop wants it closed */
+};
+
+static struct {
+    int wake_fd;           /* an eventfd: other threads and signals wake the loop by writing to it */
+    unsigned up;           /* connections that are up */
+    struct {
+        natsSubscription *sub;
+        const struct conn *of;
+    } subs[SUBSCRIPTIONS_MAX + 2 * (LINKS_MAX + LINKS_LEAVING_MAX) + 16]; /* and inboxes, and the lattice's own */
+} net = {.wake_fd = -1};
+
+/* Exported by libnats from 3.10 to today's main, though not in nats.h. The filter is called for each message, status
+ * lines included, on the thread that is in natsConnection_ProcessReadEvent: the loop; before any queue and outside the
+ * connection's lock. Setting *msg to NULL takes the message over. natsMsg_free frees at once; natsMsg_Destroy would pass
+ * each message to nats.c's garbage thread. */
+void natsConn_setFilterWithClosure(natsConnection *nc, void (*filter)(natsConnection *, natsMsg **, void *), void *closure);
+void natsMsg_free(void *msg);
+
+static void wake_loop(void) {
+    uint64_t one = 1;
+    if (write(net.wake_fd, &one, sizeof(one)) < 0) return; /* EAGAIN: it is awake already */
+}
+
+static const char *setting(const struct conn *c, const char *key) {
+    return json_string_value(json_object_get(c->settings, key));
+}
+
+/* Number `n` of a list with commas, trimmed. Returns false behind the end; empty entries are skipped. */
+static bool list_item(const char *list, size_t n, struct span *item) {
+    while (*list) {
+        list += strspn(list, ", \t\r\n");
+        size_t len = strcspn(list, ",");
+        *item = (struct span){list, len};
+        while (item->len && isspace((unsigned char)item->at[item->len - 1])) item->len--;
+        list += len;
+        if (item->len && n-- == 0) return true;
+    }
+    return false;
+}
+
+static size_t list_count(const char *list) {
+    struct span item;
+    size_t n = 0;
+    while (list_item(list, n, &item)) n++;
+    return n;
+}
+
+/* The host and port of a URL: what stands behind the scheme and the password. */
+static struct span url_address(struct span url) {
+    for (size_t i = 0; i + 3 <= url.len; i++)
+        if (memcmp(url.at + i, "://", 3) == 0) {
+            url = (struct span){url.at + i + 3, url.len - i - 3};
+            break;
+        }
+    const char *at = memrchr(url.at, '@', url.len);
+    return at ? (struct span){at + 1, (size_t)(url.at + url.len - at - 1)} : url;
+}
+
+/* nats.c's callbacks for event loops; `c` came in by natsOptions_SetEventLoop. Called under the lock of the natsConnection,
+ * perhaps on a thread of nats.c's: so a flag and a wake-up, nothing more. */
+static natsStatus on_attach(void **user, void *c, natsConnection *nc, natsSock fd) {
+    (void)nc;
+    ((struct conn *)c)->fd = fd;
+    /* nats.c sets a linger time of 0, with which the last bytes before an exit would be thrown away */
+    (void)setsockopt(fd, SOL_SOCKET, SO_LINGER, &(struct linger){0}, sizeof(struct linger));
+    (void)fcntl(fd, F_SETFD, FD_CLOEXEC);
+    *user = c;
+    return NATS_OK;
+}
+
+static natsStatus on_read_wanted(void *user, bool add) {
+    if (add) return NATS_OK;
+    atomic_store(&((struct conn *)user)->closed, true);
+    wake_loop();
+    return NATS_OK;
+}
+
+static natsStatus on_write_wanted(void *user, bool add) {
+    atomic_store(&((struct conn *)user)->wants_write, add);
+    return NATS_OK;
+}
+
+static natsStatus on_detach(void *user) {
+    (void)user;
+    return NATS_OK;
+}
+
+/* "-ERR" lines that do not end the connection, such as permissions violations. */
+static void on_server_error(natsConnection *nc, natsSubscription *sub, natsStatus err, void *user) {
+    (void)nc, (void)sub, (void)err;
+    atomic_store(&((struct conn *)user)->server_error, true);
+    wake_loop();
+}
+
+/* nats.c frees what these two return, so they return copies. */
+static natsStatus on_jwt_wanted(char **jwt, char **error, void *user) {
+    (void)error;
+    *jwt = strdup(setting(user, "client_jwt"));
+    return *jwt ? NATS_OK : NATS_NO_MEMORY;
+}
+
+static natsStatus on_signature_wanted(char **error, unsigned char **signature, int *len, const char *nonce, void *user) {
+    *signature = malloc(crypto_sign_BYTES);
+    *len = crypto_sign_BYTES;
+    if (!*signature) return NATS_NO_MEMORY;
+    if (sign_nonce(span_of(setting(user, "client_seed")), nonce, *signature)) return NATS_OK;
+    free(*signature);
+    *signature = NULL;
+    *error = strdup("client_seed is no seed of a user (SU…)");
+    return NATS_ERR;
+}
+
+static bool truth(const char *text) {
+    return text && (strcasecmp(text, "true") == 0 || strcasecmp(text, "yes") == 0 || strcmp(text, "1") == 0);
+}
+
+/* Certificates and keys. TLS itself is decided by the URL, by tls_first, or by the server, which says that it needs it. */
+static natsStatus set_tls_options(struct conn *c, natsOptions *opts, const char *url) {
+    const char *ca = setting(c, "tls_ca"), *ca_file = setting(c, "tls_ca_file"), *cert = setting(c, "tls_cert");
+    bool first = truth(setting(c, "tls_first"));
+    natsStatus s = NATS_OK;
+    if (first || strncasecmp(url, "tls://", 6) == 0) s = natsOptions_SetSecure(opts, true);
+    if (s == NATS_OK && first) s = natsOptions_TLSHandshakeFirst(opts);
+    if (s == NATS_OK && ca) s = natsOptions_SetCATrustedCertificates(opts, ca);
+    else if (s == NATS_OK && ca_file) s = natsOptions_LoadCATrustedCertificates(opts, ca_file);
+    if (s == NATS_OK && cert) s = natsOptions_SetCertificatesChain(opts, cert, setting(c, "tls_key"));
+    return s;
+}
+
+static natsStatus set_options(struct conn *c, natsOptions *opts, const char *url) {
+    natsStatus s = natsOptions_SetURL(opts, url);
+    if (s == NATS_OK) s = natsOptions_SetName(opts, PROVIDER_NAME);
+    if (s == NATS_OK) s = natsOptions_SetEventLoop(opts, c, on_attach, on_read_wanted, on_write_wanted, on_detach);
+    if (s == NATS_OK) s = natsOptions_SetAllowReconnect(opts, false);
+    if (s == NATS_OK) s = natsOptions_SetIgnoreDiscoveredServers(opts, true);
+    if (s == NATS_OK) s = natsOptions_SetTimeout(opts, CONNECT_TIMEOUT_MS);
+    if (s == NATS_OK) s = natsOptions_SetPingInterval(opts, 0); /* conn_check_life() asks instead */
+    if (s == NATS_OK) s = natsOptions_SetSendAsap(opts, true);
+    if (s == NATS_OK) s = natsOptions_SetIOBufSize(opts, IO_BUFFER);
+    if (s == NATS_OK) s = natsOptions_SetErrorHandler(opts, on_server_error, c);
+    if (s == NATS_OK && setting(c, "client_jwt"))
+        s = natsOptions_SetUserCredentialsCallbacks(opts, on_jwt_wanted, c, on_signature_wanted, c);
+    return s == NATS_OK ? set_tls_options(c, opts, url) : s;
+}
+
+/* nats.c reports a name that does not resolve, a refusal and silence alike. Tells them apart, for people. */
+static const char *why_unreachable(struct span address, uint64_t took_ms, char out[160]) {
+    char host[256];
+    struct addrinfo *found = NULL;
+    bool v6 = address.len && address.at[0] == '[';
+    const char *end = memchr(address.at, v6 ? ']' : ':', address.len);
+    size_t len = end ? (size_t)(end - address.at) : address.len;
+    (void)snprintf(host, sizeof(host), "%.*s", (int)(len - v6), address.at + v6);
+    int e = getaddrinfo(host, NULL, &(struct addrinfo){.ai_socktype = SOCK_STREAM}, &found);
+    if (found) freeaddrinfo(found);
+    if (e) (void)snprintf(out, 160, "the name does not resolve (%s)", gai_strerror(e));
+    else if (took_ms + 100 >= CONNECT_TIMEOUT_MS) (void)snprintf(out, 160, "no answer within %d ms", CONNECT_TIMEOUT_MS);
+    else (void)snprintf(out, 160, "the connection was refused, or there is no way to that address");
+    return out;
+}
+
+/* One attempt at one server. On failure says why behind what c->error says already. */
+static bool connect_to(struct conn *c, struct span server) {
+    char url[1024], why[160];
+    natsOptions *opts = NULL;
+    uint64_t began = monotonic_ms();
+    (void)snprintf(url, sizeof(url), "%.*s", (int)server.len, server.at);
+    natsStatus s = natsOptions_Create(&opts);
+    if (s == NATS_OK) s = set_options(c, opts, url);
+    if (s == NATS_OK) s = natsConnection_Connect(&c->nc, opts);
+    natsOptions_Destroy(opts);
+    sodium_memzero(url, sizeof(url)); /* it may hold a password */
+    if (s == NATS_OK) return true;
+    const char *text = nats_GetLastError(NULL);
+    if (!text || !*text) text = natsStatus_GetText(s);
+    struct span address = url_address(server);
+    if (s == NATS_NO_SERVER) text = why_unreachable(address, monotonic_ms() - began, why);
+    size_t at = strlen(c->error);
+    (void)snprintf(c->error + at, sizeof(c->error) - at, "%s%.*s: %s", at ? "; " : "", (int)address.len, address.at, text);
+    c->nc = NULL;
+    return false;
+}
+
+/* The connecting thread: each server in turn, beginning where the last attempt got on. */
+static void *connect_thread(void *arg) {
+    struct conn *c = arg;
+    const char *servers = setting(c, "cluster_uris");
+    size_t count = list_count(servers);
+    enum report report = REPORT_FAILED;
+    struct span server;
+    c->error[0] = 0;
+    for (size_t i = 0; i < count && report == REPORT_FAILED; i++) {
+        if (!list_item(servers, c->server, &server)) break;
+        if (connect_to(c, server)) report = REPORT_UP;
+        else c->server = (c->server + 1) % count;
+    }
+    nats_ReleaseThreadMemory();
+    atomic_store(&c->report, (int)report);
+    wake_loop();
+    return NULL;
+}
+
+/* Between half of the pause and all of it, so that a thousand gateways do not come back at the same moment. */
+static uint64_t retry_pause(unsigned failures) {
+    uint64_t pause = failures < 10 ? (uint64_t)RETRY_MIN_MS << failures : RETRY_MAX_MS;
+    pause = MIN(pause, RETRY_MAX_MS);
+    return pause / 2 + randombytes_uniform((uint32_t)(pause / 2 + 1));
+}
+
+static void conn_wait(struct conn *c, uint64_t now) {
+    c->state = CONN_WAITING;
+    c->due_ms = now + retry_pause(c->failures++);
+}
+
+static void conn_connect(struct conn *c, uint64_t now) {
+    pthread_t thread;
+    pthread_attr_t attr;
+    c->nc = NULL;
+    c->fd = -1;
+    c->state = CONN_CONNECTING;
+    atomic_store(&c->report, REPORT_NONE);
+    atomic_store(&c->closed, false);
+    atomic_store(&c->wants_write, false);
+    int e = pthread_attr_init(&attr);
+    if (!e) {
+        pthread_attr_setstacksize(&attr, THREAD_STACK);
+        pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED);
+        e = pthread_create(&thread, &attr, connect_thread, c);
+        pthread_attr_destroy(&attr);
+    }
+    if (!e) return;
+    log_about(LEVEL_ERROR, c->kind, c->name, "cannot start a thread to connect: %s", strerror(e));
+    conn_wait(c, now);
+}
+
+/* Begins to connect, for good. The caller has set what is constant; settings now belong to the connection. */
+static void conn_start(struct conn *c, uint64_t now) {
+    const char *prefix = setting(c, "custom_inbox_prefix"), *ping = setting(c, "ping_interval_sec");
+    uint8_t random[11];
+    char hex[2 * sizeof(random) + 1];
+    randombytes_buf(random, sizeof(random));
+    sodium_bin2hex(hex, sizeof(hex), random, sizeof(random));
+    c->inbox_len = (size_t)snprintf(c->inbox, sizeof(c->inbox), "%s.%s.", prefix ? prefix : "_INBOX", hex);
+    c->ping_ms = ping ? strtoull(ping, NULL, 10) * 1000 : PING_INTERVAL_S_DEFAULT * 1000;
+    c->failures = 0;
+    c->server = 0;
+    conn_connect(c, now);
+}
+
+/* Every message of a connection comes through here, and is gone when this returns. */
+static void on_filter(natsConnection *nc, natsMsg **msg, void *user) {
+    struct conn *c = user;
+    natsMsg *m = *msg;
+    (void)nc;
+    *msg = NULL;
+    const char *subject = natsMsg_GetSubject(m);
+    if (strncmp(subject, c->inbox, c->inbox_len) == 0 && strcmp(subject + c->inbox_len, "echo") == 0) c->echoed = true;
+    else if (!c->broken) c->on_message(c, m);
+    natsMsg_free(m);
+}
+
+/* Closes the natsConnection without waiting: nats.c would flush for up to 500 ms if bytes were pending, so the socket
+ * is shut down and nats.c finds that out by itself first. */
+static void conn_close(struct conn *c) {
+    (void)shutdown(c->fd, SHUT_RDWR);
+    if (natsConnection_Buffered(c->nc) > 0) natsConnection_ProcessWriteEvent(c->nc);
+    natsConnection_Close(c->nc);
+    for (size_t i = 0; i < COUNT_OF(net.subs); i++)
+        if (net.subs[i].of == c) {
+            natsSubscription_Destroy(net.subs[i].sub);
+            net.subs[i].of = NULL;
+        }
+    natsConnection_Destroy(c->nc);
+    natsConnection_ProcessCloseEvent(&c->fd);
+    c->nc = NULL;
+}
+
+static void conn_came_up(struct conn *c, uint64_t now) {
+    c->state = CONN_UP;
+    c->up_ms = c->heard_ms = now;
+    c->asked_ms = 0;
+    c->queued = 0;
+    c->capacity = IO_BUFFER;
+    c->blocked = c->more = false;
+    c->broken = NULL;
+    net.up++;
+    natsConn_setFilterWithClosure(c->nc, on_filter, c);
+    char address[128] = "";
+    (void)natsConnection_GetConnectedUrl(c->nc, address, sizeof(address));
+    struct span host = url_address(span_of(address));
+    log_about(LEVEL_INFO, c->kind, c->name, "connected to %.*s", (int)host.len, host.at);
+    c->on_up(c);
+}
+
+static void conn_went_down(struct conn *c, uint64_t now) {
+    char why[256];
+    const char *text = NULL;
+    (void)natsConnection_GetLastError(c->nc, &text);
+    (void)snprintf(why, sizeof(why), "%s", c->broken ? c->broken : text && *text ? text : "the server closed it");
+    conn_close(c);
+    net.up--;
+    if (now - c->up_ms >= RETRY_MAX_MS / 3) c->failures = 0;
+    (void)snprintf(c->error, sizeof(c->error), "%s", why);
+    log_about(LEVEL_WARN, c->kind, c->name, "connection lost: %s", why);
+    conn_wait(c, now);
+    c->on_down(c, why);
+}
+
+/* Ends a connection for good. Not while CONNECTING: then the thread must report first. */
+static void conn_end(struct conn *c) {
+    if (c->state == CONN_UP) {
+        conn_close(c);
+        net.up--;
+    }
+    c->state = CONN_OFF;
+    json_decref(c->settings);
+    c->settings = NULL;
+}
+
+enum posted { POSTED, POST_DOWN, POST_FULL, POST_TOO_LARGE, POST_FAILED };
+static const char *const posted_words[] = {
+    "", "the connection to the server is down", "the server reads too slowly, or memory is short",
+    "the message is larger than the server's max_payload", "out of memory",
+};
+
+struct header {
+    const char *key, *value;  /* value NULL: left out */
+};
+enum { HEADERS_MAX = 4 };
+
+/* The size of a header block. protocol: NATS, ADR-4. */
+static size_t headers_size(const struct header *headers) {
+    size_t n = 0;
+    for (size_t i = 0; headers && i < HEADERS_MAX && headers[i].key; i++)
+        if (headers[i].value) n += strlen(headers[i].key) + strlen(headers[i].value) + 4;
+    return n ? n + 12 : 0; /* NATS/1.0\r\n … \r\n */
+}
+
+static natsStatus publish_with_headers(struct conn *c, const char *subject, const char *reply,
+                                       const struct header *headers, const void *data, size_t len) {
+    natsMsg *msg = NULL;
+    natsStatus s = natsMsg_Create(&msg, subject, reply, data, (int)len);
+    for (size_t i = 0; s == NATS_OK && i < HEADERS_MAX && headers[i].key; i++)
+        if (headers[i].value) s = natsMsgHeader_Set(msg, headers[i].key, headers[i].value);
+    if (s == NATS_OK) s = natsConnection_PublishMsg(c->nc, msg);
+    natsMsg_free(msg);
+    return s;
+}
+
+/* Whether nats.c's write buffer, which grows and never shrinks, may take this many bytes more. */
+static bool conn_has_room(struct conn *c, size_t buffered, size_t bytes) {
+    size_t wanted = buffered + bytes;
+    if (wanted > c->write_max) return false;
+    if (wanted <= c->capacity) return true;
+    unsigned to_come = LINKS_MAX + 1 > net.up ? LINKS_MAX + 1 - net.up : 0;
+    if (!arena_spares(wanted + wanted / 8, to_come)) return false;
+    c->capacity = wanted + wanted / 10;
+    return true;
+}
+
+/* Gives a message to nats.c, which writes it when the loop says so. Subjects were checked. `reply` and `headers` (ended by
+ * a key of NULL) may be NULL. */
+static enum posted post(struct conn *c, const char *subject, const char *reply, const struct header *headers,
+                        const void *data, size_t len) {
+    if (c->state != CONN_UP || c->broken || atomic_load(&c->closed)) return POST_DOWN;
+    size_t head = headers_size(headers);
+    if (len + head > (size_t)natsConnection_GetMaxPayload(c->nc)) return POST_TOO_LARGE;
+    int before = natsConnection_Buffered(c->nc);
+    if (before < 0) return POST_DOWN;
+    size_t bytes = len + head + strlen(subject) + (reply ? strlen(reply) : 0) + 64;
+    if (!conn_has_room(c, (size_t)before, bytes)) return POST_FULL;
+    natsStatus s = head ? publish_with_headers(c, subject, reply, headers, data, len)
+                   : reply ? natsConnection_PublishRequest(c->nc, subject, reply, data, (int)len)
+                           : natsConnection_Publish(c->nc, subject, data, (int)len);
+    int after = natsConnection_Buffered(c->nc);
+    if (after > before) c->queued += (uint64_t)(after - before);
+    if (s == NATS_OK) return POSTED;
+    /* nats.c may have buffered half of a message, and the next bytes would be read as part of it: nothing of this
+     * connection may be written any more (nats.c, pub.c) */
+    if (s == NATS_NO_MEMORY) c->broken = "out of memory in the middle of a message";
+    return s == NATS_MAX_PAYLOAD ? POST_TOO_LARGE : POST_FAILED;
+}
+
+/* Bytes that the kernel has taken, ever. What nats.c wrote by itself (PONG) makes it look like fewer for a moment. */
+static uint64_t conn_written(const struct conn *c) {
+    int buffered = natsConnection_Buffered(c->nc);
+    return buffered <= 0 ? c->queued : c->queued - MIN(c->queued, (uint64_t)buffered);
+}
+
+static bool conn_subscribe(struct conn *c, const char *subject, const char *queue) {
+    for (size_t i = 0; i < COUNT_OF(net.subs); i++) {
+        if (net.subs[i].of) continue;
+        natsStatus s = queue ? natsConnection_QueueSubscribeSync(&net.subs[i].sub, c->nc, subject, queue)
+                             : natsConnection_SubscribeSync(&net.subs[i].sub, c->nc, subject);
+        if (s != NATS_OK) {
+            log_about(LEVEL_ERROR, c->kind, c->name, "cannot subscribe to %s: %s", subject, natsStatus_GetText(s));
+            return false;
+        }
+        net.subs[i].of = c;
+        return true;
+    }
+    return false;
+}
+
+static void conn_subscribe_inbox(struct conn *c) {
+    char all[INBOX_MAX + 2];
+    (void)snprintf(all, sizeof(all), "%s>", c->inbox);
+    (void)conn_subscribe(c, all, NULL);
+}
+
+/* Ends all subscriptions but the one to the inbox: no new work, while answers still come. */
+static void conn_unsubscribe(struct conn *c) {
+    for (size_t i = 0; i < COUNT_OF(net.subs); i++) {
+        if (net.subs[i].of != c || strncmp(natsSubscription_GetSubject(net.subs[i].sub), c->inbox, c->inbox_len) == 0) continue;
+        natsSubscription_Destroy(net.subs[i].sub);
+        net.subs[i].of = NULL;
+    }
+}
+
+/* Sends a message to ourselves: when it has come back (c->echoed), the server has read all that was written before. */
+static void conn_ask_echo(struct conn *c) {
+    char subject[INBOX_MAX + 8];
+    (void)snprintf(subject, sizeof(subject), "%secho", c->inbox);
+    c->echoed = false;
+    (void)post(c, subject, NULL, NULL, NULL, 0);
+}
+
+/* Writes what waits, as much as the socket takes. Asks the flag first: with nothing to write, nats.c would send 0 bytes
+ * and take the result for the end of the connection. */
+static void conn_write(struct conn *c) {
+    if (c->state != CONN_UP || c->blocked || c->broken || !atomic_load(&c->wants_write)) return;
+    natsConnection_ProcessWriteEvent(c->nc);
+    c->blocked = atomic_load(&c->wants_write) && !atomic_load(&c->closed);
+}
+
+static void conn_read(struct conn *c, uint64_t now) {
+    c->heard_ms = now;
+    natsConnection_ProcessReadEvent(c->nc);
+    c->more = !atomic_load(&c->closed) && tls_has_input(c->fd);
+}
+
+/* After ping_ms of silence asks for a sign of life, by a message to ourselves; after twice that gives the connection up.
+ * Any byte counts, so a connection that is busy is never asked. */
+static void conn_check_life(struct conn *c, uint64_t now) {
+    uint64_t silent = now - MIN(now, c->heard_ms);
+    if (c->ping_ms == 0 || silent < c->ping_ms) return;
+    if (silent >= 2 * c->ping_ms) {
+        c->broken = "silent for two ping intervals, though it was asked for a sign of life";
+    } else if (c->asked_ms <= c->heard_ms) {
+        c->asked_ms = now;
+        conn_ask_echo(c);
+    }
+}
+
+static void conn_log_server_error(struct conn *c, struct gate *gate, uint64_t now) {
+    const char *text = NULL;
+    if (c->state != CONN_UP || !atomic_exchange(&c->server_error, false)) return;
+    (void)natsConnection_GetLastError(c->nc, &text);
+    if (text && *text && gate_open(gate, now)) log_about(LEVEL_ERROR, c->kind, c->name, "the server says: %s", text);
+}
+
+/* One step of the state machine above; called on every turn of the loop. */
+static void conn_step(struct conn *c, uint64_t now) {
+    if (c->state == CONN_UP) {
+        if (!c->broken && !atomic_load(&c->closed)) conn_check_life(c, now);
+        if (c->broken || atomic_load(&c->closed)) conn_went_down(c, now);
+    } else if (c->state == CONN_CONNECTING) {
+        int report = atomic_load(&c->report);
+        if (report == REPORT_UP) conn_came_up(c, now);
+        if (report != REPORT_FAILED) return;
+        conn_wait(c, now);
+        log_about(c->failures > 6 ? LEVEL_DEBUG : LEVEL_WARN, c->kind, c->name, "cannot connect to %s; next try in %" PRIu64 " ms",
+                  c->error, c->due_ms - now);
+    } else if (c->state == CONN_WAITING && now >= c->due_ms) {
+        conn_connect(c, now);
+    }
+}
+
+/*
+ * ---- 6 links ---------------------------------------------------------------------------------------------------------
+ *
+ * A link joins one component to this provider under a name. If the provider is its *source*, the component's
+ * handle-message is called for each message of the link's subscriptions: a handler link. If the provider is its
+ * *target*, the component publishes and requests: a consumer link.
+ *
+ * What a link asks for stands in its own configuration and secrets; what it leaves out stands in the provider's. The
+ * merged settings are what a connection is made of, so a change is noticed by comparing them.
+ *
+ * In:  JSON of the host. Out: a table of links, found by identity or by component and name. Touches: the table.
+ */
+struct calls {
+    struct call *first, *last;
+};
+
+enum { ID_MAX = 128, LINK_SLOTS = LINKS_MAX + LINKS_LEAVING_MAX };
+
+/* A message that waits in a backlog: this, then both trace headers, then the encoded parameters. */
+struct record {
+    uint32_t params;
+    uint16_t traceparent, tracestate;
+};
+
+struct link {
+    struct conn conn;          /* first, so that a connection's callbacks find their link */
+    bool used;
+    bool leaving, replaced;    /* leaving: deleted or replaced, until its calls have ended */
+    bool is_handler;
+    char component[ID_MAX], name[ID_MAX];
+    json_t *definition;        /* normalised, see read_definition() */
+    char wrong[256];           /* why it cannot be served as it is, or "" */
+    uint64_t leave_by_ms;
+
+    char subject[3 * ID_MAX];  /* handler links: where the component's host listens for our calls */
+    unsigned max_in_flight;
+    uint64_t handler_timeout_ms;
+
+    /* kept by the rooms of calls */
+    unsigned calls;            /* slots it holds */
+    unsigned with_component;   /* of them, messages that the component has */
+    struct calls out;          /* publishes whose bytes the kernel has not yet taken, oldest first */
+    struct calls held;         /* calls whose message does not fit into the write buffer yet */
+    struct chain backlog;      /* of records */
+    unsigned waiting;          /* messages in it */
+    size_t chunks;             /* of the store: backlog, and parameters of its calls */
+    uint64_t pause_until_ms, next_pause_ms;
+    uint64_t published, requested, handled, failed, dropped;
+    struct gate gates[GATE_KINDS];
+};
+
+static struct link links[LINK_SLOTS];
+
+/* What this provider was started as; written once, from the host data. */
+static struct {
+    char host_id[ID_MAX], lattice[ID_MAX], key[ID_MAX];
+    json_t *config, *secrets;  /* defaults for every link; config may be updated */
+    json_t *links;             /* of the host data, until the lattice is up */
+} self;
+
+static bool is_token(const char *text) {
+    return text && strlen(text) < ID_MAX && is_subject(span_of(text), false) && !strchr(text, '.');
+}
+
+/* Which keys there are. Those for handler links only are not taken from the defaults by consumer links. */
+static const struct {
+    const char *key;
+    bool handler_only;
+} setting_keys[] = {
+    {"cluster_uris", false}, {"client_jwt", false}, {"client_seed", false}, {"tls_ca", false}, {"tls_ca_file", false},
+    {"tls_cert", false}, {"tls_key", false}, {"tls_first", false}, {"ping_interval_sec", false},
+    {"custom_inbox_prefix", false}, {"subscriptions", true}, {"consumers", true}, {"max_in_flight", true},
+    {"handler_timeout_ms", true},
+};
+
+/* The value of a key: a secret comes before configuration, and the link's own before the defaults. New reference or NULL. */
+static json_t *find_setting(const json_t *definition, const char *key) {
+    const json_t *secrets[] = {json_object_get(definition, "secrets"), self.secrets};
+    const json_t *configs[] = {json_object_get(definition, "config"), self.config};
+    for (size_t i = 0; i < 2; i++) {
+        json_t *value = secret_text(json_object_get(secrets[i], key));
+        if (value) return value;
+        value = json_object_get(configs[i], key);
+        if (json_is_string(value)) return json_incref(value);
+    }
+    return NULL;
+}
+
+static json_t *merge_settings(const json_t *definition, bool is_handler) {
+    json_t *settings = json_object();
+    for (size_t i = 0; i < COUNT_OF(setting_keys); i++) {
+        if (setting_keys[i].handler_only && !is_handler) continue;
+        json_t *value = find_setting(definition, setting_keys[i].key);
+        if (value && json_string_length(value) > 0) json_object_set(settings, setting_keys[i].key, value);
+        json_decref(value);
+    }
+    if (!json_object_get(settings, "cluster_uris"))
+        json_object_set_new(settings, "cluster_uris", json_string("nats://127.0.0.1:4222"));
+    return settings;
+}
+
+static const char *get(const json_t *settings, const char *key) { return json_string_value(json_object_get(settings, key)); }
+
+static bool has_one_of(const json_t *settings, const char *a, const char *b) { return !get(settings, a) != !get(settings, b); }
+
+/* A whole number from `low` to `high`, or the default where the key is missing. */
+static bool number_in(const json_t *settings, const char *key, uint64_t low, uint64_t high, uint64_t missing, uint64_t *n) {
+    const char *text = get(settings, key);
+    char *end = NULL;
+    *n = missing;
+    if (!text) return true;
+    errno = 0;
+    *n = strtoull(text, &end, 10);
+    return isdigit((unsigned char)*text) && *end == 0 && errno == 0 && *n >= low && *n <= high;
+}
+
+/* One of cluster_uris: nats:// or tls://, or no scheme; and nothing in it that could end a line or a JSON string, since
+ * nats.c writes user and password into its CONNECT as they are. */
+static bool is_server(struct span url) {
+    const char *scheme = memmem(url.at, url.len, "://", 3);
+    for (size_t i = 0; i < url.len; i++)
+        if ((unsigned char)url.at[i] <= ' ' || url.at[i] == '"' || url.at[i] == '\\') return false;
+    if (url.len > 1000 || url_address(url).len == 0) return false;
+    return !scheme || (scheme - url.at == 4 && strncasecmp(url.at, "nats", 4) == 0) ||
+           (scheme - url.at == 3 && strncasecmp(url.at, "tls", 3) == 0);
+}
+
+static bool are_servers(const char *list) {
+    struct span server;
+    for (size_t n = 0; list_item(list, n, &server); n++)
+        if (!is_server(server)) return false;
+    return list_count(list) > 0;
+}
+
+/* One of subscriptions, "subject" or "subject|queue". Returns false if it is neither. */
+static bool split_subscription(struct span item, struct span *subject, struct span *queue) {
+    const char *bar = memchr(item.at, '|', item.len);
+    *subject = (struct span){item.at, bar ? (size_t)(bar - item.at) : item.len};
+    *queue = bar ? (struct span){bar + 1, item.len - subject->len - 1} : (struct span){0};
+    return is_subject(*subject, true) && is_utf8(*subject) && (!bar || is_subject(*queue, false));
+}
+
+static bool are_subscriptions(const char *list, size_t *count) {
+    struct span item, subject, queue;
+    for (*count = 0; list && list_item(list, *count, &item); ++*count)
+        if (!split_subscription(item, &subject, &queue)) return false;
+    return *count <= SUBSCRIPTIONS_MAX;
+}
+
+static bool is_user_seed(const char *text) {
+    uint8_t secret[32];
+    bool ok = nkey_seed(span_of(text), PREFIX_SEED_USER, secret);
+    sodium_memzero(secret, sizeof(secret));
+    return ok;
+}
+
+/* What makes these settings unusable, as half a sentence; or NULL. */
+static const char *wrong_settings(const json_t *s) {
+    uint64_t n;
+    size_t count;
+    const char *prefix = get(s, "custom_inbox_prefix");
+    if (!are_servers(get(s, "cluster_uris"))) return "cluster_uris is no list of nats:// or tls:// URLs";
+    if (has_one_of(s, "client_jwt", "client_seed")) return "client_jwt and client_seed belong together: give both or neither";
+    if (get(s, "client_seed") && !is_user_seed(get(s, "client_seed"))) return "client_seed is no seed of a user (SU…)";
+    if (get(s, "client_jwt") && strpbrk(get(s, "client_jwt"), "\"\\\r\n ")) return "client_jwt is no JWT";
+    if (has_one_of(s, "tls_cert", "tls_key")) return "tls_cert and tls_key belong together: give both or neither";
+    if (prefix && (strlen(prefix) > ID_MAX || !is_subject(span_of(prefix), false))) return "custom_inbox_prefix is no subject";
+    if (!number_in(s, "ping_interval_sec", 1, 86400, 1, &n)) return "ping_interval_sec is no number from 1 to 86400";
+    if (!number_in(s, "max_in_flight", 1, CALLS_MAX / 2, 1, &n)) return "max_in_flight is no number from 1 to half of CALLS_MAX";
+    if (!number_in(s, "handler_timeout_ms", 1, 86400000, 1, &n)) return "handler_timeout_ms is no number from 1 to 86400000";
+    if (!are_subscriptions(get(s, "subscriptions"), &count)) return "subscriptions is no list of subject or subject|queue, or it is too long";
+    if (get(s, "consumers")) return "consumers: JetStream is not supported yet; use subscriptions";
+    return NULL;
+}
+
+/* A host's link, as JSON, in one form whatever the host's version: {"id": {source_id, target, name, wit_namespace,
+ * wit_package}, "config": {…}, "secrets": {…}}, with the configuration and the opened secrets of our side. Returns NULL
+ * and why. protocol: wasmCloud, crates/core, link.rs. */
+static json_t *read_definition(const json_t *link, bool *is_handler, const char **why) {
+    static const char *const ids[] = {"source_id", "target", "name", "wit_namespace", "wit_package"};
+    json_t *id = json_object(), *secrets = NULL;
+    for (size_t i = 0; i < COUNT_OF(ids); i++) {
+        const char *text = json_string_value(json_object_get(link, ids[i]));
+        json_object_set_new(id, ids[i], json_string(text && *text ? text : i == 2 ? "default" : ""));
+    }
+    *is_handler = strcmp(json_string_value(json_object_get(id, "source_id")), self.key) == 0;
+    const char *side = *is_handler ? "source" : "target", *other = *is_handler ? "target" : "source_id";
+    *why = "neither its source_id nor its target is this provider";
+    if (!*is_handler && strcmp(json_string_value(json_object_get(id, "target")), self.key) != 0) goto fail;
+    *why = "its component is no name that fits into a subject";
+    if (!is_token(json_string_value(json_object_get(id, other)))) goto fail;
+    *why = "its name is too long";
+    if (strlen(json_string_value(json_object_get(id, "name"))) >= ID_MAX) goto fail;
+
+    char key[32];
+    (void)snprintf(key, sizeof(key), "%s_secrets", side);
+    const json_t *sealed = json_object_get(link, key);
+    if (json_array_size(sealed) > 0) {
+        size_t len = 0;
+        uint8_t *bytes = bytes_of_json(sealed, &len);
+        *why = "its secrets are no bytes";
+        if (bytes) secrets = box_open(bytes, len, why);
+        free(bytes);
+        if (!secrets) goto fail;
+    }
+    (void)snprintf(key, sizeof(key), "%s_config", side);
+    json_t *config = json_object_get(link, key);
+    return json_pack("{s:o, s:o, s:o}", "id", id, "config", json_is_object(config) ? json_deep_copy(config) : json_object(),
+                     "secrets", secrets ? secrets : json_object());
+fail:
+    json_decref(id);
+    return NULL;
+}
+
+static const char *link_id(const json_t *definition, const char *key) {
+    return json_string_value(json_object_get(json_object_get(definition, "id"), key));
+}
+
+static struct link *link_with_id(const json_t *definition) {
+    for (size_t i = 0; i < LINK_SLOTS; i++)
+        if (links[i].used && !links[i].leaving &&
+            json_equal(json_object_get(links[i].definition, "id"), json_object_get(definition, "id"))) return &links[i];
+    return NULL;
+}
+
+/* The consumer link by which a component calls. */
+static struct link *link_of(const char *component, const char *name) {
+    for (size_t i = 0; i < LINK_SLOTS; i++) {
+        struct link *l = &links[i];
+        if (l->used && !l->leaving && !l->is_handler && strcmp(l->component, component) == 0 && strcmp(l->name, name) == 0) return l;
+    }
+    return NULL;
+}
+
+static unsigned links_in_use(void) {
+    unsigned n = 0;
+    for (size_t i = 0; i < LINK_SLOTS; i++) n += links[i].used && !links[i].leaving;
+    return n;
+}
+
+/* Subscriptions that links other than this one have asked for. */
+static size_t subscriptions_of_others(const struct link *but) {
+    size_t n = 0, count;
+    for (size_t i = 0; i < LINK_SLOTS; i++)
+        if (links[i].used && !links[i].leaving && &links[i] != but && are_subscriptions(get(links[i].conn.settings, "subscriptions"), &count))
+            n += count;
+    return n;
+}
+
+/* Fills a free slot; `definition` and `settings` now belong to it. The connection is not started. */
+static void link_fill(struct link *l, json_t *definition, json_t *settings, bool is_handler) {
+    uint64_t max = MAX_IN_FLIGHT_DEFAULT, timeout = HANDLER_TIMEOUT_MS_DEFAULT;
+    size_t count = 0;
+    *l = (struct link){.used = true, .is_handler = is_handler, .definition = definition};
+    l->conn.settings = settings;
+    l->conn.kind = "link";
+    l->conn.write_max = WRITE_MAX;
+    (void)snprintf(l->component, ID_MAX, "%s", link_id(definition, is_handler ? "target" : "source_id"));
+    (void)snprintf(l->name, ID_MAX, "%s", link_id(definition, "name"));
+    (void)snprintf(l->conn.name, sizeof(l->conn.name), "%.80s -> %.80s (%.80s)", link_id(definition, "source_id"),
+                   link_id(definition, "target"), l->name);
+    (void)snprintf(l->subject, sizeof(l->subject), "%s.%s.wrpc.0.0.1.wasmcloud:messaging/handler@0.2.0.handle-message",
+                   self.lattice, l->component);
+    const char *wrong = wrong_settings(settings);
+    if (!wrong && are_subscriptions(get(settings, "subscriptions"), &count) &&
+        count + subscriptions_of_others(l) > SUBSCRIPTIONS_MAX) wrong = "all links together ask for more than SUBSCRIPTIONS_MAX subscriptions";
+    (void)snprintf(l->wrong, sizeof(l->wrong), "%s", wrong ? wrong : "");
+    (void)number_in(settings, "max_in_flight", 1, CALLS_MAX / 2, max, &max);
+    (void)number_in(settings, "handler_timeout_ms", 1, 86400000, timeout, &timeout);
+    l->max_in_flight = (unsigned)max;
+    l->handler_timeout_ms = timeout;
+}
+
+/*
+ * ---- 7 calls ---------------------------------------------------------------------------------------------------------
+ *
+ * A call is one invocation in either direction, and a slot while it lasts. wRPC over NATS, with Rc the caller's inbox and
+ * Rs the server's: protocol: wrpc-transport-nats 0.22 to 0.29.
+ *
+ *     caller ─ parameters, or the first piece of them ─▶ subject of the function        (reply: Rc)
+ *     caller ◀─ empty: the handshake ── Rc                                              (reply: Rs)
+ *     caller ─ the other pieces, then an empty message ─▶ Rs.params
+ *     caller ◀─ the result, in pieces, then an empty message ── Rc.results
+ *     caller ◀─ a string: the call failed (hosts of 1.0) ── Rc.error
+ *
+ * Rc, Rs and the reply subject of a request are inboxes of ours: "{inbox}{slot}{generation}". The generation makes what
+ * comes for a call that has ended, or was never made, find nobody.
+ *
+ * In:  a link that wants a slot. Out: slots, inboxes, answers on the lattice. Touches: slots, and the links' counts.
+ */
+static uint64_t now;          /* monotonic milliseconds; the loop sets it once a turn, everybody reads it */
+static struct conn lattice;   /* the connection to the hosts */
+
+enum call_kind {
+    CALL_FREE,
+    CALL_PARAMS,   /* from a component: more parameters are to come */
+    CALL_HELD,     /* from a component: the write buffer of its link is full */
+    CALL_OUT,      /* publish: the kernel has not taken the bytes yet */
+    CALL_REQUEST,  /* request: no reply yet */
+    CALL_HANDLER,  /* to a component: no result yet */
+};
+
+struct call {
+    enum call_kind kind;
+    bool is_request;       /* from a component: request, not publish */
+    bool shaken;           /* to a component: the handshake was seen */
+    uint16_t traceparent, tracestate;  /* lengths; CALL_PARAMS, CALL_HELD: they stand in front of the parameters */
+    uint32_t generation;
+    struct call *next;     /* in the link's list of CALL_OUT or CALL_HELD, or of free slots */
+    struct link *link;
+    uint64_t deadline_ms;
+    uint64_t out_at;       /* CALL_OUT: done when the connection has written this many bytes */
+    size_t needs;          /* CALL_PARAMS: bytes to have before it is worth another try */
+    struct chain held;     /* parameters: all so far, or those that did not fit into the first piece */
+    char caller[INBOX_MAX];/* from a component: Rc */
+    struct result result;  /* to a component */
+};
+
+static struct {
+    struct call slots[CALLS_MAX];
+    struct call *free;     /* those that were used before */
+    size_t fresh;          /* slots from this one on were never used */
+    unsigned used;
+    uint64_t next_deadline_ms;
+    char nobody[INBOX_MAX];/* an inbox to which nobody listens */
+    struct gate failures;  /* of answers that could not be sent */
+} calls;
+
+/* Where parameters and results are put together. Nothing in it outlives one message. */
+static uint8_t scratch[PARAMS_MAX];
+
+struct trace {
+    const char *parent, *state;  /* W3C trace context headers, or NULL */
+};
+enum { TRACE_MAX = 512 };
+
+static struct trace trace_of(natsMsg *msg) {
+    struct trace t = {0};
+    if (natsMsgHeader_Get(msg, "traceparent", &t.parent) != NATS_OK) return t;
+    (void)natsMsgHeader_Get(msg, "tracestate", &t.state);
+    if (strlen(t.parent) >= TRACE_MAX) t.parent = NULL;
+    if (!t.parent || (t.state && strlen(t.state) >= TRACE_MAX)) t.state = NULL;
+    return t;
+}
+
+static size_t trace_len(const char *text) { return text ? strlen(text) + 1 : 0; } /* as stored: with its NUL */
+
+/* A slot, or NULL: none is free, or the link has its share. The caller sets kind and deadline by call_until(). */
+static struct call *call_take(struct link *l) {
+    if (l->calls >= CALLS_MAX - calls.used) return NULL;
+    struct call *c = calls.free ? calls.free : &calls.slots[calls.fresh++];
+    if (calls.free) calls.free = c->next;
+    uint32_t generation = c->generation;
+    memset(c, 0, offsetof(struct call, caller));
+    c->result = (struct result){0};
+    c->generation = generation;
+    c->caller[0] = 0;
+    c->link = l;
+    calls.used++;
+    l->calls++;
+    return c;
+}
+
+static void call_until(struct call *c, enum call_kind kind, uint64_t deadline_ms) {
+    c->kind = kind;
+    c->deadline_ms = deadline_ms;
+    if (deadline_ms < calls.next_deadline_ms) calls.next_deadline_ms = deadline_ms;
+}
+
+static void call_free(struct call *c) {
+    if (c->kind == CALL_HANDLER) c->link->with_component--;
+    chain_clear(&c->held, &c->link->chunks);
+    c->link->calls--;
+    c->kind = CALL_FREE;
+    c->generation++;
+    c->next = calls.free;
+    calls.free = c;
+    calls.used--;
+}
+
+enum { TOKEN_LEN = 12 };
+static const char hex_digits[] = "0123456789abcdef";
+
+/* The inbox of a call: 4 digits of slot, 8 of generation. */
+static void call_inbox(const struct call *c, const struct conn *on, char out[INBOX_MAX + TOKEN_LEN]) {
+    uint64_t token = (uint64_t)(c - calls.slots) << 32 | c->generation;
+    memcpy(out, on->inbox, on->inbox_len);
+    for (int i = 0; i < TOKEN_LEN; i++) out[on->inbox_len + (size_t)i] = hex_digits[token >> (4 * (TOKEN_LEN - 1 - i)) & 15];
+    out[on->inbox_len + TOKEN_LEN] = 0;
+}
+
+/* The call whose inbox a subject is, and what stands behind it ("", ".results", …). NULL: no such call, or no more. */
+static struct call *call_of_subject(const struct conn *on, const char *subject, const char **suffix) {
+    const char *token = subject + on->inbox_len;
+    uint64_t value = 0;
+    *suffix = "";
+    for (int i = 0; i < TOKEN_LEN; i++) {
+        const char *digit = token[i] ? strchr(hex_digits, token[i]) : NULL;
+        if (!digit) return NULL;
+        value = value << 4 | (uint64_t)(digit - hex_digits);
+    }
+    *suffix = token + TOKEN_LEN;
+    if (value >> 32 >= CALLS_MAX) return NULL;
+    struct call *c = &calls.slots[value >> 32];
+    return c->kind != CALL_FREE && c->generation == (uint32_t)value ? c : NULL;
+}
+
+static void list_append(struct calls *list, struct call *c) {
+    c->next = NULL;
+    if (list->last) list->last->next = c;
+    else list->first = c;
+    list->last = c;
+}
+
+static void list_remove(struct calls *list, struct call *c) {
+    struct call *before = NULL;
+    for (struct call *at = list->first; at && at != c; at = at->next) before = at;
+    if (before) before->next = c->next;
+    else list->first = c->next;
+    if (list->last == c) list->last = before;
+}
+
+/* Sends to an inbox of the other side. What cannot be sent is lost, as if the connection had broken a moment later. */
+static bool send_to(const char *inbox, const char *suffix, const char *reply, const void *data, size_t len) {
+    char subject[INBOX_MAX + 16];
+    size_t n = strlen(inbox), m = strlen(suffix);
+    memcpy(subject, inbox, n);
+    memcpy(subject + n, suffix, m + 1);
+    enum posted p = post(&lattice, subject, reply, NULL, data, len);
+    if (p != POSTED && gate_open(&calls.failures, now))
+        log_about(LEVEL_WARN, lattice.kind, lattice.name, "cannot answer a call: %s", posted_words[p]);
+    return p == POSTED;
+}
+
+/* Sends bytes in pieces that the lattice's server takes, and then the empty message that ends them. */
+static void send_pieces(const char *inbox, const char *suffix, const uint8_t *data, size_t len) {
+    size_t piece = lattice.state == CONN_UP ? (size_t)natsConnection_GetMaxPayload(lattice.nc) : len;
+    for (size_t at = 0; at < len; at += piece)
+        if (!send_to(inbox, suffix, NULL, data + at, MIN(piece, len - at))) return;
+    (void)send_to(inbox, suffix, NULL, NULL, 0);
+}
+
+/* Every call gets a handshake, even one that has failed already. If no more parameters are expected, it names an inbox
+ * that nobody listens to: the caller's empty message then ends in the server and wakes nobody. */
+static void shake_hands(const char *caller, const struct call *more) {
+    char inbox[INBOX_MAX + TOKEN_LEN];
+    if (more) call_inbox(more, &lattice, inbox);
+    (void)send_to(caller, "", more ? inbox : calls.nobody, NULL, 0);
+}
+
+static void answer(const char *caller, const uint8_t *result, size_t len) { send_pieces(caller, ".results", result, len); }
+
+/* An error result: words for the component. */
+__attribute__((format(printf, 2, 3))) static void answer_error(const char *caller, const char *format, ...) {
+    char words[256];
+    uint8_t result[sizeof(words) + 8] = {1};
+    va_list args;
+    va_start(args, format);
+    (void)vsnprintf(words, sizeof(words), format, args);
+    va_end(args);
+    for (struct span s = span_of(words); !is_utf8(s); s = span_of(words)) words[s.len - 1] = 0; /* cut within a character */
+    answer(caller, result, 1 + write_bytes(result + 1, span_of(words)));
+}
+
+/* A failed call, which traps the component: for hosts of 1.9 a result that ends before it began, for those of 1.0, which
+ * would wait for ever, a string on another subject. */
+static void answer_failed(const char *caller, const char *words) {
+    uint8_t text[256];
+    (void)send_to(caller, ".error", NULL, text, write_bytes(text, (struct span){words, MIN(strlen(words), 240)}));
+    (void)send_to(caller, ".results", NULL, NULL, 0);
+}
+
+/*
+ * ---- 8 calls from components -----------------------------------------------------------------------------------------
+ *
+ * publish:  decode ─▶ check ─▶ give to the link's connection ─▶ when the kernel has the bytes ─▶ answer
+ * request:  decode ─▶ check ─▶ give to the link's connection ─▶ when the reply comes ─▶ answer
+ *
+ * Words for errors are the reference provider's, because components may show them to people.
+ *
+ * In:  messages on the two functions' subjects, pieces of parameters, replies on a link's inbox. Out: messages on the
+ * link's server, answers on the lattice. Touches: slots, and the links' lists of calls.
+ */
+
+/* A call while it is looked at: everything points into the message or into scratch. */
+struct incoming {
+    struct link *link;
+    const char *caller;
+    bool is_request;
+    struct message message;
+    uint32_t timeout_ms;
+    struct trace trace;
+    const uint8_t *params;
+    size_t params_len;
+};
+
+static enum decoded read_incoming(struct incoming *in, size_t *needs_bytes) {
+    struct reader r = {.start = in->params, .at = in->params, .end = in->params + in->params_len};
+    enum decoded d = in->is_request ? read_request(&r, &in->message, &in->timeout_ms) : read_publish(&r, &in->message);
+    *needs_bytes = r.needs;
+    return d;
+}
+
+/* Keeps parameters for later, with the trace headers in front. False: no room. */
+static bool call_keep(struct call *c, const struct incoming *in) {
+    size_t parent = trace_len(in->trace.parent), state = trace_len(in->trace.state);
+    if (!store_spares(&c->held, c->link->chunks, parent + state + in->params_len)) return false;
+    chain_add(&c->held, &c->link->chunks, in->trace.parent, parent);
+    chain_add(&c->held, &c->link->chunks, in->trace.state, state);
+    chain_add(&c->held, &c->link->chunks, in->params, in->params_len);
+    c->traceparent = (uint16_t)parent;
+    c->tracestate = (uint16_t)state;
+    (void)snprintf(c->caller, sizeof(c->caller), "%s", in->caller);
+    c->is_request = in->is_request;
+    return true;
+}
+
+/* The reverse, into scratch and `headers`. */
+static struct incoming call_kept(const struct call *c, char headers[2 * TRACE_MAX]) {
+    size_t trace = (size_t)c->traceparent + c->tracestate;
+    struct incoming in = {.link = c->link, .caller = c->caller, .is_request = c->is_request,
+                          .params = scratch, .params_len = c->held.len - trace};
+    chain_copy(&c->held, 0, headers, trace);
+    chain_copy(&c->held, trace, scratch, in.params_len);
+    if (c->traceparent) in.trace.parent = headers;
+    if (c->tracestate) in.trace.state = headers + c->traceparent;
+    return in;
+}
+
+static const char *error_prefix(bool is_request) { return is_request ? "nats send error: " : ""; }
+
+/* Gives a message to the link's connection. `c` is the slot that will await the outcome. */
+static enum posted pass_on(const struct incoming *in, struct call *c) {
+    char subject[SUBJECT_MAX + 1], reply[SUBJECT_MAX + 1] = "", inbox[INBOX_MAX + TOKEN_LEN];
+    const struct message *m = &in->message;
+    (void)snprintf(subject, sizeof(subject), "%.*s", (int)m->subject.len, m->subject.at);
+    if (m->has_reply) (void)snprintf(reply, sizeof(reply), "%.*s", (int)m->reply_to.len, m->reply_to.at);
+    if (in->is_request) call_inbox(c, &in->link->conn, inbox);
+    bool plain = strncmp(subject, "$SYS", 4) == 0; /* nats-server cannot parse headers there */
+    struct header headers[] = {{"traceparent", plain ? NULL : in->trace.parent},
+                               {"tracestate", plain ? NULL : in->trace.state}, {NULL, NULL}};
+    return post(&in->link->conn, subject, in->is_request ? inbox : m->has_reply ? reply : NULL, headers, m->body.at, m->body.len);
+}
+
+/* Why a message of a component may not go out, or NULL. Subjects are the component's own words: checked before anything. */
+static const char *wrong_message(const struct message *m) {
+    if (!is_subject(m->subject, false)) return "invalid subject";
+    if (m->has_reply && !is_subject(m->reply_to, false)) return "invalid reply-to subject";
+    if (m->body.len > MESSAGE_MAX) return "the body is larger than this provider's limit";
+    return NULL;
+}
+
+/* Sends what a component wants sent, and leaves the slot in the state that awaits the outcome. Returns false if it must
+ * be tried again when the connection has room. */
+static bool serve(const struct incoming *in, struct call *c) {
+    struct link *l = in->link;
+    const char *wrong = wrong_message(&in->message);
+    enum posted p = wrong ? POST_FAILED : pass_on(in, c);
+    if (p == POST_FULL) return false;
+    if (p == POSTED) {
+        chain_clear(&c->held, &l->chunks);
+        c->out_at = l->conn.queued;
+        if (in->is_request) {
+            call_until(c, CALL_REQUEST, now + in->timeout_ms);
+        } else {
+            call_until(c, CALL_OUT, now + PUBLISH_TIMEOUT_MS);
+            list_append(&l->out, c);
+        }
+        return true;
+    }
+    answer_error(in->caller, "%s%s", error_prefix(in->is_request), wrong ? wrong : posted_words[p]);
+    l->failed++;
+    if (gate_open(&l->gates[GATE_REFUSED], now))
+        log_about(LEVEL_WARN, l->conn.kind, l->conn.name, "a call was refused: %s", wrong ? wrong : posted_words[p]);
+    call_free(c);
+    return true;
+}
+
+/* A whole call with its slot: served, or held until the connection has room, or refused. */
+static void serve_or_hold(struct incoming *in, struct call *c) {
+    if (c->caller != in->caller) (void)snprintf(c->caller, sizeof(c->caller), "%s", in->caller);
+    c->is_request = in->is_request;
+    if (serve(in, c)) return;
+    if (c->held.len > 0 || call_keep(c, in)) {
+        call_until(c, CALL_HELD, now + PUBLISH_TIMEOUT_MS);
+        list_append(&in->link->held, c);
+        return;
+    }
+    answer_error(in->caller, "%s%s", error_prefix(in->is_request), posted_words[POST_FULL]);
+    in->link->failed++;
+    call_free(c);
+}
+
+static void refuse(const char *caller, const char *component, const char *name, const char *why) {
+    shake_hands(caller, NULL);
+    answer_failed(caller, why);
+    if (gate_open(&calls.failures, now))
+        log_about(LEVEL_WARN, "component", component ? component : "?", "a call by link %s failed: %s", name, why);
+}
+
+/* A message on the subject of publish or request. */
+static void on_call(natsMsg *msg, bool is_request) {
+    struct incoming in = {.caller = natsMsg_GetReply(msg), .is_request = is_request};
+    const char *component = NULL, *name = NULL;
+    struct span caller = span_of(in.caller);
+    if (!is_subject(caller, false) || caller.len + TOKEN_LEN >= INBOX_MAX) {
+        if (gate_open(&calls.failures, now)) log_line(LEVEL_WARN, "a call without a usable reply subject was ignored");
+        return;
+    }
+    (void)natsMsgHeader_Get(msg, "source-id", &component);
+    if (natsMsgHeader_Get(msg, "link-name", &name) != NATS_OK) name = "default"; /* hosts of 1.0 */
+    in.link = component ? link_of(component, name) : NULL;
+    if (!in.link) return refuse(in.caller, component, name, "the component is not linked to this provider by that name");
+    in.trace = trace_of(msg);
+    in.params = (const uint8_t *)natsMsg_GetData(msg);
+    in.params_len = (size_t)natsMsg_GetDataLength(msg);
+    size_t needs_bytes = 0;
+    enum decoded d = read_incoming(&in, &needs_bytes);
+    if (d == MALFORMED || needs_bytes > PARAMS_MAX)
+        return refuse(in.caller, component, name, d == MALFORMED ? "its parameters do not decode" : "its parameters are over the limit");
+    struct call *c = call_take(in.link);
+    if (!c || (d == NEEDS_MORE && !call_keep(c, &in))) {
+        shake_hands(in.caller, NULL);
+        answer_error(in.caller, "%stoo many calls in flight", error_prefix(is_request));
+        in.link->failed++;
+        if (c) call_free(c);
+        return;
+    }
+    shake_hands(in.caller, d == NEEDS_MORE ? c : NULL);
+    if (d == WHOLE) return serve_or_hold(&in, c);
+    c->needs = needs_bytes;
+    call_until(c, CALL_PARAMS, now + PARAMS_TIMEOUT_MS);
+}
+
+/* Another piece of parameters, on Rs.params. */
+static void on_params(struct call *c, natsMsg *msg) {
+    char headers[2 * TRACE_MAX];
+    size_t len = (size_t)natsMsg_GetDataLength(msg), trace = (size_t)c->traceparent + c->tracestate;
+    const char *why = "its parameters ended before they were whole";
+    if (len > 0) {
+        why = "its parameters are over the limit";
+        if (c->held.len - trace + len > PARAMS_MAX) goto fail;
+        why = "memory for its parameters is short";
+        if (!store_spares(&c->held, c->link->chunks, len)) goto fail;
+        chain_add(&c->held, &c->link->chunks, natsMsg_GetData(msg), len);
+        if (c->held.len - trace < c->needs) return;
+        struct incoming in = call_kept(c, headers);
+        enum decoded d = read_incoming(&in, &c->needs);
+        why = "its parameters are over the limit";
+        if (d == NEEDS_MORE && c->needs <= PARAMS_MAX) return;
+        if (d == WHOLE) return serve_or_hold(&in, c);
+        if (d == MALFORMED) why = "its parameters do not decode";
+    }
+fail:
+    answer_failed(c->caller, why);
+    if (gate_open(&c->link->gates[GATE_FAILED], now))
+        log_about(LEVEL_WARN, c->link->conn.kind, c->link->conn.name, "a call from the component failed: %s", why);
+    c->link->failed++;
+    call_free(c);
+}
+
+/* The reply to a request, on the link's inbox: result<broker-message, string>. protocol: the subject is the one that the
+ * reply was sent to, as in the reference provider. */
+static void on_reply(struct call *c, natsMsg *msg) {
+    struct link *l = c->link;
+    struct message m = {.subject = span_of(natsMsg_GetSubject(msg)), .reply_to = span_of(natsMsg_GetReply(msg)),
+                        .body = {natsMsg_GetData(msg), (size_t)natsMsg_GetDataLength(msg)}};
+    m.has_reply = m.reply_to.len > 0 && is_utf8(m.reply_to);
+    if (natsMsg_IsNoResponders(msg)) {
+        answer_error(c->caller, "nats send error: no responders: no responders");
+        l->failed++;
+    } else if (1 + message_room(&m) > sizeof(scratch)) {
+        answer_error(c->caller, "nats send error: the reply of %zu bytes is larger than this provider's limit", m.body.len);
+        l->failed++;
+    } else {
+        scratch[0] = 0;
+        answer(c->caller, scratch, 1 + write_message(scratch + 1, &m));
+        l->requested++;
+    }
+    call_free(c);
+}
+
+/* Answers the publishes whose bytes the kernel has taken since, and tries again what was held. Called after writing. */
+static void settle(struct link *l) {
+    static const uint8_t ok[] = {0};
+    char headers[2 * TRACE_MAX];
+    uint64_t written = l->out.first && l->conn.state == CONN_UP ? conn_written(&l->conn) : 0;
+    while (l->out.first && l->out.first->out_at <= written) {
+        struct call *c = l->out.first;
+        list_remove(&l->out, c);
+        answer(c->caller, ok, sizeof(ok));
+        l->published++;
+        call_free(c);
+    }
+    for (size_t room = 1, ignored; l->held.first && room;) {
+        struct call *c = l->held.first;
+        struct incoming in = call_kept(c, headers);
+        list_remove(&l->held, c);
+        room = read_incoming(&in, &ignored) == WHOLE && serve(&in, c);
+        if (room) continue;
+        c->next = l->held.first; /* back to the front */
+        l->held.first = c;
+        if (!l->held.last) l->held.last = c;
+    }
+}
+
+/* Ends a call of a component that got no outcome in time, or whose connection broke. */
+static void give_up(struct call *c, const char *words) {
+    struct link *l = c->link;
+    if (c->kind == CALL_OUT) list_remove(&l->out, c);
+    if (c->kind == CALL_HELD) list_remove(&l->held, c);
+    if (c->kind == CALL_PARAMS) answer_failed(c->caller, "its parameters did not come in time");
+    else answer_error(c->caller, "%s", words);
+    l->failed++;
+    if (gate_open(&l->gates[GATE_TIMEOUT], now))
+        log_about(LEVEL_INFO, l->conn.kind, l->conn.name, "a call from the component ended without success: %s",
+                  c->kind == CALL_PARAMS ? "its parameters did not come in time" : words);
+    call_free(c);
+}
+
+/* A link's connection is gone: what waited for it will not come. */
+static void on_link_down(struct conn *conn, const char *why) {
+    char words[256];
+    for (size_t i = 0; i < calls.fresh; i++) {
+        struct call *c = &calls.slots[i];
+        if (c->link != (struct link *)(void *)conn || (c->kind != CALL_OUT && c->kind != CALL_HELD && c->kind != CALL_REQUEST)) continue;
+        (void)snprintf(words, sizeof(words), "%sconnection lost: %s", error_prefix(c->is_request), why);
+        give_up(c, words);
+    }
+}
+
+/*
+ * ---- 9 calls to components -------------------------------------------------------------------------------------------
+ *
+ * Here a NATS message becomes a handle-message call:
+ *
+ *     message of a subscription ─▶ encode ─▶ start ─▶ handshake: the rest of the parameters ─▶ result ─▶ done
+ *                                     └──▶ backlog ──▲       whenever a call ends
+ *
+ * A component has at most max_in_flight messages of a link at a time. When it has that many, the loop stops reading the
+ * link's connection, so that a short burst waits in the kernel and in the server and costs no memory here; but only for
+ * PAUSE_MS, and not again for PAUSE_EVERY_MS, since nats-server cuts a client that reads slowly. From then on what
+ * arrives waits in the backlog, and what does not fit there is dropped, counted and logged.
+ *
+ * In:  messages on a link's connection, answers on our lattice inbox. Out: calls on the lattice. Touches: slots, and the
+ * links' backlogs, pauses and counts.
+ */
+static bool may_start(const struct link *l) {
+    return l->with_component < l->max_in_flight && lattice.state == CONN_UP && !lattice.broken;
+}
+
+/* Calls the component with these parameters, which are in scratch. POST_FULL: not now. protocol: a 1.9 host expects the
+ * first message, headers included, within max_payload; what is left goes to Rs.params after the handshake. */
+static enum posted start(struct link *l, const uint8_t *params, size_t len, struct trace trace) {
+    char inbox[INBOX_MAX + TOKEN_LEN];
+    const struct header headers[] = {{"source-id", self.key}, {"target-id", l->component},
+                                     {"traceparent", trace.parent}, {"tracestate", trace.state}};
+    size_t max = (size_t)natsConnection_GetMaxPayload(lattice.nc), head = headers_size(headers);
+    size_t first = MIN(len, max > head ? max - head : 0);
+    struct call *c = call_take(l);
+    if (!c) return POST_FULL;
+    if (!store_spares(&c->held, l->chunks, len - first)) return call_free(c), POST_FULL;
+    chain_add(&c->held, &l->chunks, params + first, len - first);
+    call_inbox(c, &lattice, inbox);
+    enum posted p = post(&lattice, l->subject, inbox, headers, params, first);
+    if (p != POSTED) return call_free(c), p;
+    call_until(c, CALL_HANDLER, now + l->handler_timeout_ms);
+    l->with_component++;
+    return POSTED;
+}
+
+static void drop(struct link *l, unsigned count, const char *why) {
+    l->dropped += count;
+    if (gate_open(&l->gates[GATE_DROPPED], now))
+        log_about(LEVEL_WARN, l->conn.kind, l->conn.name, "%u message%s dropped: %s", count, count == 1 ? "" : "s", why);
+}
+
+/* Puts a message, encoded in scratch, at the end of the backlog. */
+static void wait_in_backlog(struct link *l, const uint8_t *params, size_t len, struct trace trace) {
+    struct record r = {(uint32_t)len, (uint16_t)trace_len(trace.parent), (uint16_t)trace_len(trace.state)};
+    if (!store_spares(&l->backlog, l->chunks, sizeof(r) + r.traceparent + r.tracestate + len))
+        return drop(l, 1, "the component is too slow, and its backlog is full");
+    chain_add(&l->backlog, &l->chunks, &r, sizeof(r));
+    chain_add(&l->backlog, &l->chunks, trace.parent, r.traceparent);
+    chain_add(&l->backlog, &l->chunks, trace.state, r.tracestate);
+    chain_add(&l->backlog, &l->chunks, params, len);
+    l->waiting++;
+}
+
+/* Starts what waits, as far as the component may have it. */
+static void work_off(struct link *l) {
+    while (l->waiting > 0 && may_start(l)) {
+        struct record r;
+        char headers[2 * TRACE_MAX];
+        struct trace trace = {0};
+        chain_copy(&l->backlog, 0, &r, sizeof(r));
+        size_t trace_bytes = (size_t)r.traceparent + r.tracestate;
+        chain_copy(&l->backlog, sizeof(r), headers, trace_bytes);
+        chain_copy(&l->backlog, sizeof(r) + trace_bytes, scratch, r.params);
+        if (r.traceparent) trace.parent = headers;
+        if (r.tracestate) trace.state = headers + r.traceparent;
+        if (start(l, scratch, r.params, trace) != POSTED) return;
+        chain_drop(&l->backlog, &l->chunks, sizeof(r) + trace_bytes + r.params);
+        l->waiting--;
+    }
+}
+
+/* Whether the loop should read a link's connection now. */
+static bool may_read(struct link *l) {
+    if (l->with_component < l->max_in_flight && l->waiting == 0) return true;
+    if (now >= l->next_pause_ms) {
+        l->pause_until_ms = now + PAUSE_MS;
+        l->next_pause_ms = now + PAUSE_EVERY_MS;
+    }
+    return now >= l->pause_until_ms;
+}
+
+/* A message of one of the link's subscriptions. */
+static void on_subscribed(struct link *l, natsMsg *msg) {
+    struct message m = {.subject = span_of(natsMsg_GetSubject(msg)), .reply_to = span_of(natsMsg_GetReply(msg)),
+                        .body = {natsMsg_GetData(msg), (size_t)natsMsg_GetDataLength(msg)}};
+    m.has_reply = m.reply_to.len > 0;
+    if (!l->is_handler || (l->leaving && !l->replaced)) return; /* on its way when the subscription ended */
+    if (m.body.len > MESSAGE_MAX || message_room(&m) > sizeof(scratch)) return drop(l, 1, "it is larger than MESSAGE_MAX");
+    if (!is_utf8(m.subject) || !is_utf8(m.reply_to)) return drop(l, 1, "its subject is not UTF-8, which a component cannot be given");
+    struct trace trace = trace_of(msg);
+    size_t len = write_message(scratch, &m);
+    if (l->waiting == 0 && may_start(l) && start(l, scratch, len, trace) == POSTED) return;
+    wait_in_backlog(l, scratch, len, trace);
+}
+
+/* Everything that arrives on a link's connection. */
+static void on_link_message(struct conn *conn, natsMsg *msg) {
+    struct link *l = (struct link *)(void *)conn;
+    const char *subject = natsMsg_GetSubject(msg), *suffix;
+    if (strncmp(subject, conn->inbox, conn->inbox_len) != 0) return on_subscribed(l, msg);
+    struct call *c = call_of_subject(conn, subject, &suffix);
+    if (c && c->kind == CALL_REQUEST && c->link == l && !*suffix) on_reply(c, msg);
+}
+
+/* The outcome of a call to a component. `words`: what to log if it did not succeed. */
+static void handled(struct call *c, enum gate_kind gate, const char *format, const char *words) {
+    struct link *l = c->link;
+    if (!format) l->handled++;
+    else l->failed++;
+    if (format && gate_open(&l->gates[gate], now))
+        log_about(LEVEL_WARN, l->conn.kind, l->conn.name, format, words);
+    call_free(c);
+    work_off(l);
+}
+
+/* The component's host is ready for the rest of the parameters. A host of 1.9 serves nobody else for this component until
+ * it has them, so they go out at once; an empty message ends them, and is owed even to a handshake that comes too late. */
+static void on_handshake(struct call *c, natsMsg *msg) {
+    const char *rest = natsMsg_GetReply(msg);
+    struct span to = span_of(rest);
+    if (natsMsg_IsNoResponders(msg)) {
+        if (c) handled(c, GATE_NOBODY, "%s: nobody runs the component", "a message was lost");
+        return;
+    }
+    if (!is_subject(to, false) || to.len + TOKEN_LEN >= INBOX_MAX) return;
+    size_t len = c ? c->held.len : 0;
+    if (len > 0) chain_copy(&c->held, 0, scratch, len); /* kept: hosts of 1.0 may shake hands more than once */
+    send_pieces(rest, ".params", scratch, len);
+    if (c) c->shaken = true;
+}
+
+/* Part of the result, or the empty message behind it. */
+static void on_result(struct call *c, natsMsg *msg) {
+    const uint8_t *bytes = (const uint8_t *)natsMsg_GetData(msg);
+    int len = natsMsg_GetDataLength(msg);
+    if (!c->shaken) return; /* forged: a host shakes hands first */
+    if (len == 0) return handled(c, GATE_FAILED, "the component trapped on a message%s", "");
+    enum decoded d = read_result(&c->result, bytes, (size_t)len);
+    if (d == MALFORMED) return handled(c, GATE_FAILED, "the result of handle-message does not decode%s", "");
+    if (d == NEEDS_MORE) return;
+    if (c->result.is_error) handled(c, GATE_ERROR_RESULT, "the component answered a message with an error: %s", c->result.words);
+    else handled(c, 0, NULL, NULL);
+}
+
+/* What comes to our inbox on the lattice. */
+static void on_lattice_inbox(natsMsg *msg) {
+    const char *suffix;
+    struct call *c = call_of_subject(&lattice, natsMsg_GetSubject(msg), &suffix);
+    bool to_component = c && c->kind == CALL_HANDLER;
+    if (!*suffix) on_handshake(to_component ? c : NULL, msg);
+    else if (c && c->kind == CALL_PARAMS && strcmp(suffix, ".params") == 0) on_params(c, msg);
+    else if (to_component && strcmp(suffix, ".results") == 0) on_result(c, msg);
+    else if (to_component && strcmp(suffix, ".error") == 0) handled(c, GATE_FAILED, "the component trapped on a message%s", "");
+}
+
+/* Ends the calls whose time is over. The next deadline is the earliest of those that were looked at, so this runs over
+ * the slots only when something may be due. */
+static void expire_calls(void) {
+    char words[96];
+    if (now < calls.next_deadline_ms) return;
+    calls.next_deadline_ms = UINT64_MAX;
+    for (size_t i = 0; i < calls.fresh; i++) {
+        struct call *c = &calls.slots[i];
+        if (c->kind == CALL_FREE) continue;
+        if (now < c->deadline_ms) {
+            calls.next_deadline_ms = MIN(calls.next_deadline_ms, c->deadline_ms);
+        } else if (c->kind == CALL_HANDLER) {
+            (void)snprintf(words, sizeof(words), "%" PRIu64, c->link->handler_timeout_ms);
+            handled(c, GATE_TIMEOUT, "the component did not answer a message within %s ms", words);
+        } else if (c->kind == CALL_REQUEST) {
+            give_up(c, "nats request timed out: deadline has elapsed");
+        } else {
+            (void)snprintf(words, sizeof(words), "%sthe server took no bytes for %d ms", error_prefix(c->is_request), PUBLISH_TIMEOUT_MS);
+            give_up(c, words);
+        }
+    }
+}
+
+/*
+ * ---- 10 control ------------------------------------------------------------------------------------------------------
+ *
+ * What the host says: host data once, on standard input; then link put and delete, config update, health and shutdown, as
+ * JSON on the lattice. protocol: wasmCloud, crates/core, host.rs and rpc.rs; crates/provider-sdk, provider.rs.
+ *
+ * In:  messages on the control subjects. Out: links that start and leave, answers. Touches: the table of links, self,
+ * the state of stopping.
+ */
+enum stop_state { RUNNING, ENDING_CALLS, FLUSHING_LINKS, FLUSHING_LATTICE };
+
+static struct {
+    enum stop_state state;
+    uint64_t deadline_ms;
+    char reply[INBOX_MAX];  /* where the host waits for the answer to its order, or "" */
+    const char *why;
+} stop;
+
+static struct gate lattice_gates[GATE_KINDS];
+
+static void on_link_up(struct conn *conn) {
+    struct link *l = (struct link *)(void *)conn;
+    struct span item, subject, queue;
+    char s[SUBJECT_MAX + 1], q[SUBJECT_MAX + 1];
+    const char *list = setting(conn, "subscriptions");
+    if (l->leaving || stop.state != RUNNING) return;
+    conn_subscribe_inbox(conn);
+    for (size_t n = 0; list && list_item(list, n, &item); n++) {
+        if (!split_subscription(item, &subject, &queue)) continue;
+        (void)snprintf(s, sizeof(s), "%.*s", (int)subject.len, subject.at);
+        (void)snprintf(q, sizeof(q), "%.*s", (int)queue.len, queue.at ? queue.at : "");
+        if (conn_subscribe(conn, s, queue.len ? q : NULL))
+            log_about(LEVEL_DEBUG, conn->kind, conn->name, "subscribed to %s%s%s", s, queue.len ? " in queue group " : "", q);
+    }
+}
+
+static struct link *free_slot(void) {
+    for (size_t i = 0; i < LINK_SLOTS; i++)
+        if (!links[i].used) return &links[i];
+    return NULL;
+}
+
+/* The link's slot is given back when its calls have ended: see link_step(). */
+static void link_leave(struct link *l, bool replaced) {
+    l->leaving = true;
+    l->replaced = replaced;
+    l->leave_by_ms = now + LEAVE_MS;
+    if (l->conn.state == CONN_UP) conn_unsubscribe(&l->conn);
+    if (!replaced && l->waiting > 0) {
+        drop(l, l->waiting, "the link was deleted");
+        l->waiting = 0;
+        chain_clear(&l->backlog, &l->chunks);
+    }
+}
+
+/* Puts a link into the table and starts to connect. Takes `definition` over. */
+static void link_add(json_t *definition, bool is_handler) {
+    json_t *settings = merge_settings(definition, is_handler);
+    struct link *l = free_slot();
+    if (!l || links_in_use() >= LINKS_MAX) {
+        log_line(LEVEL_ERROR, "the link %s -> %s (%s) has no place: LINKS_MAX is %d, and %d may be leaving; delete one and put it again",
+                 link_id(definition, "source_id"), link_id(definition, "target"), link_id(definition, "name"), LINKS_MAX, LINKS_LEAVING_MAX);
+        json_decref(settings);
+        json_decref(definition);
+        return;
+    }
+    link_fill(l, definition, settings, is_handler);
+    l->conn.on_up = on_link_up;
+    l->conn.on_message = on_link_message;
+    l->conn.on_down = on_link_down;
+    if (*l->wrong) log_about(LEVEL_ERROR, l->conn.kind, l->conn.name, "not started: %s", l->wrong);
+    else conn_start(&l->conn, now);
+}
+
+static void link_put(const json_t *json) {
+    bool is_handler = false;
+    const char *why = NULL;
+    json_t *definition = read_definition(json, &is_handler, &why);
+    if (!definition) {
+        const char *source = get(json, "source_id"), *target = get(json, "target"), *name = get(json, "name");
+        char which[300];
+        (void)snprintf(which, sizeof(which), "%.90s -> %.90s (%.90s)", source ? source : "?", target ? target : "?", name ? name : "default");
+        log_about(LEVEL_ERROR, "link", which, "ignored: %s", why);
+        return;
+    }
+    struct link *old = link_with_id(definition);
+    if (!old) return link_add(definition, is_handler);
+    if (json_equal(old->definition, definition)) {
+        log_about(LEVEL_DEBUG, old->conn.kind, old->conn.name, "was put again, unchanged");
+        json_decref(definition);
+        return;
+    }
+    json_t *settings = merge_settings(definition, is_handler);
+    bool same = json_equal(settings, old->conn.settings);
+    json_decref(settings);
+    if (same) {
+        json_decref(old->definition);
+        old->definition = definition;
+        log_about(LEVEL_INFO, old->conn.kind, old->conn.name, "changed in nothing that matters here");
+        return;
+    }
+    log_about(LEVEL_INFO, old->conn.kind, old->conn.name, "changed: it starts anew");
+    link_leave(old, true);
+    link_add(definition, is_handler);
+}
+
+/* Deletes the links that agree with what the order says. Hosts of 1.0 leave most of the fields out. */
+static void link_delete(const json_t *json) {
+    static const char *const ids[] = {"source_id", "target", "name", "wit_namespace", "wit_package"};
+    for (size_t i = 0; i < LINK_SLOTS; i++) {
+        struct link *l = &links[i];
+        bool match = l->used && !l->leaving && get(json, "source_id");
+        for (size_t k = 0; match && k < COUNT_OF(ids); k++) {
+            const char *wanted = get(json, ids[k]);
+            match = !wanted || strcmp(wanted, link_id(l->definition, ids[k])) == 0;
+        }
+        if (!match) continue;
+        log_about(LEVEL_INFO, l->conn.kind, l->conn.name, "deleted");
+        link_leave(l, false);
+    }
+}
+
+/* New defaults: links for which they make a difference start anew. */
+static void config_update(json_t *config) {
+    if (!json_is_object(config)) return log_line(LEVEL_ERROR, "a config update that is no JSON object was ignored");
+    json_decref(self.config);
+    self.config = json_incref(config);
+    for (size_t i = 0; i < LINK_SLOTS; i++) {
+        struct link *l = &links[i];
+        if (!l->used || l->leaving) continue;
+        json_t *settings = merge_settings(l->definition, l->is_handler);
+        if (!json_equal(settings, l->conn.settings)) {
+            log_about(LEVEL_INFO, l->conn.kind, l->conn.name, "the provider's configuration changed: it starts anew");
+            link_leave(l, true);
+            link_add(json_incref(l->definition), l->is_handler);
+        }
+        json_decref(settings);
+    }
+}
+
+/* Gives a leaving link's slot back when nothing needs it any more. */
+static void link_step(struct link *l) {
+    conn_step(&l->conn, now);
+    conn_log_server_error(&l->conn, &l->gates[GATE_SERVER], now);
+    if (!l->leaving || l->conn.state == CONN_CONNECTING) return;
+    bool idle = l->calls == 0 && l->waiting == 0;
+    if (!idle && now < l->leave_by_ms) return;
+    for (size_t i = 0; i < calls.fresh; i++) {
+        struct call *c = &calls.slots[i];
+        if (c->kind == CALL_FREE || c->link != l) continue;
+        if (c->kind == CALL_HANDLER) call_free(c);
+        else give_up(c, "the link was deleted");
+    }
+    if (l->waiting > 0) drop(l, l->waiting, "the link is gone");
+    chain_clear(&l->backlog, &l->chunks);
+    conn_end(&l->conn);
+    json_decref(l->definition);
+    l->used = false;
+}
+
+/* Why this provider is not healthy, in words; "" if it is. */
+static void health_words(char *out, size_t size) {
+    size_t at = 0;
+    *out = 0;
+    for (size_t i = 0; i < LINK_SLOTS && at + 1 < size; i++) {
+        const struct link *l = &links[i];
+        if (!l->used || l->leaving || (l->conn.state == CONN_UP && !l->conn.broken)) continue;
+        const char *why = *l->wrong ? l->wrong : l->conn.state == CONN_CONNECTING && !*l->conn.error ? "connecting" : l->conn.error;
+        int n = snprintf(out + at, size - at, "%slink %s: %s", at ? "; " : "", l->conn.name, why);
+        at += (size_t)(n > 0 ? n : 0);
+    }
+}
+
+static void on_health(natsMsg *msg) {
+    char words[1024], json[2304];
+    const char *reply = natsMsg_GetReply(msg);
+    if (!reply || !is_subject(span_of(reply), false) || strlen(reply) >= INBOX_MAX) return;
+    health_words(words, sizeof(words));
+    size_t n = put_text(json, 0, sizeof(json), *words ? "{\"healthy\":false,\"message\":\"" : "{\"healthy\":true");
+    n = put_escaped(json, n, sizeof(json) - 8, words, true);
+    n = put_text(json, n, sizeof(json), *words ? "\"}" : "}");
+    (void)send_to(reply, "", NULL, json, n);
+}
+
+/* Stops taking work. The loop does the rest: see stop_step(). */
+static void stop_begin(const char *why) {
+    if (stop.state != RUNNING) return;
+    stop.state = ENDING_CALLS;
+    stop.why = why;
+    stop.deadline_ms = now + SHUTDOWN_MS;
+    log_line(LEVEL_INFO, "stopping: %s", why);
+    if (lattice.state == CONN_UP) conn_unsubscribe(&lattice);
+    for (size_t i = 0; i < LINK_SLOTS; i++)
+        if (links[i].used && links[i].conn.state == CONN_UP) conn_unsubscribe(&links[i].conn);
+}
+
+static void on_shutdown(natsMsg *msg, const json_t *json) {
+    const char *host = get(json, "host_id"), *reply = natsMsg_GetReply(msg);
+    if (!host || strcmp(host, self.host_id) != 0) return log_line(LEVEL_DEBUG, "an order to shut down that names another host was ignored");
+    if (reply && is_subject(span_of(reply), false)) (void)snprintf(stop.reply, sizeof(stop.reply), "%s", reply);
+    stop_begin("the host asked for it");
+}
+
+enum subject_kind { SUB_PUBLISH, SUB_REQUEST, SUB_HEALTH, SUB_SHUTDOWN, SUB_PUT, SUB_PUT_XKEY, SUB_DELETE, SUB_CONFIG, SUB_KINDS };
+
+/* The subjects that we listen to on the lattice; made by subjects_start(). */
+static char subjects[SUB_KINDS][3 * ID_MAX];
+
+static void subjects_start(void) {
+    static const char function[] = "%s.%s.wrpc.0.0.1.wasmcloud:messaging/consumer@0.2.0.%s", order[] = "wasmbus.rpc.%s.%s.%s";
+    const size_t size = sizeof(subjects[0]);
+    (void)snprintf(subjects[SUB_PUBLISH], size, function, self.lattice, self.key, "publish");
+    (void)snprintf(subjects[SUB_REQUEST], size, function, self.lattice, self.key, "request");
+    (void)snprintf(subjects[SUB_HEALTH], size, order, self.lattice, self.key, "health");
+    (void)snprintf(subjects[SUB_SHUTDOWN], size, order, self.lattice, self.key, "default.shutdown");
+    (void)snprintf(subjects[SUB_PUT], size, order, self.lattice, self.key, "linkdefs.put");
+    (void)snprintf(subjects[SUB_DELETE], size, order, self.lattice, self.key, "linkdefs.del");
+    (void)snprintf(subjects[SUB_CONFIG], size, order, self.lattice, self.key, "config.update");
+    if (box.set) (void)snprintf(subjects[SUB_PUT_XKEY], size, order, self.lattice, box.public_key, "linkdefs.put");
+}
+
+static void on_order(enum subject_kind kind, natsMsg *msg) {
+    json_error_t error;
+    json_t *json = json_loadb(natsMsg_GetData(msg), (size_t)natsMsg_GetDataLength(msg), 0, &error);
+    if (!json_is_object(json)) log_line(LEVEL_ERROR, "what came on %s is no JSON object and was ignored", subjects[kind]);
+    else if (kind == SUB_SHUTDOWN) on_shutdown(msg, json);
+    else if (kind == SUB_DELETE) link_delete(json);
+    else if (kind == SUB_CONFIG) config_update(json);
+    else link_put(json);
+    json_decref(json);
+}
+
+/* Everything that arrives on the lattice. */
+static void on_lattice_message(struct conn *conn, natsMsg *msg) {
+    const char *subject = natsMsg_GetSubject(msg);
+    if (strncmp(subject, conn->inbox, conn->inbox_len) == 0) return on_lattice_inbox(msg);
+    if (strcmp(subject, subjects[SUB_PUBLISH]) == 0) return on_call(msg, false);
+    if (strcmp(subject, subjects[SUB_REQUEST]) == 0) return on_call(msg, true);
+    if (strcmp(subject, subjects[SUB_HEALTH]) == 0) return on_health(msg);
+    for (enum subject_kind kind = SUB_SHUTDOWN; kind < SUB_KINDS; kind++)
+        if (strcmp(subject, subjects[kind]) == 0) return on_order(kind, msg);
+}
+
+/* Control first, and before anything slower: a link that is put before the server knows these subscriptions is lost. The
+ * functions are served in a queue group, so that several instances share the calls. */
+static void on_lattice_up(struct conn *conn) {
+    char group[2 * ID_MAX + 2];
+    static bool links_given;
+    (void)snprintf(group, sizeof(group), "%s.%s", self.lattice, self.key);
+    conn_subscribe_inbox(conn);
+    if (stop.state != RUNNING) return;
+    for (enum subject_kind kind = SUB_KINDS; kind-- > SUB_PUBLISH;)
+        if (*subjects[kind]) (void)conn_subscribe(conn, subjects[kind], kind <= SUB_REQUEST ? group : NULL);
+    conn_write(conn);
+    if (links_given) return;
+    links_given = true;
+    size_t i;
+    json_t *link;
+    json_array_foreach(self.links, i, link) link_put(link);
+    json_decref(self.links);
+    self.links = NULL;
+}
+
+/* Calls in flight go on: their deadlines run, and hosts reconnect as we do. */
+static void on_lattice_down(struct conn *conn, const char *why) { (void)conn, (void)why; }
+
+static bool echoes_came(void) {
+    for (size_t i = 0; i < LINK_SLOTS; i++)
+        if (links[i].used && links[i].conn.state == CONN_UP && !links[i].conn.echoed) return false;
+    return true;
+}
+
+static bool work_left(void) {
+    for (size_t i = 0; i < LINK_SLOTS; i++)
+        if (links[i].used && (links[i].calls > 0 || links[i].waiting > 0)) return true;
+    return false;
+}
+
+/* One step of stopping: calls end, links are flushed, the host is answered, the lattice is flushed. Returns true when all is
+ * done. The host kills us when it has the answer, so that comes last, with an echo behind it. */
+static bool stop_step(void) {
+    if (stop.state == ENDING_CALLS && (!work_left() || now >= stop.deadline_ms)) {
+        for (size_t i = 0; i < LINK_SLOTS; i++)
+            if (links[i].used && links[i].conn.state == CONN_UP) conn_ask_echo(&links[i].conn);
+        stop.state = FLUSHING_LINKS;
+        stop.deadline_ms = now + 20;
+    }
+    if (stop.state == FLUSHING_LINKS && (echoes_came() || now >= stop.deadline_ms)) {
+        static const char bye[] = "shutting down";
+        if (*stop.reply) (void)send_to(stop.reply, "", NULL, bye, sizeof(bye) - 1);
+        if (lattice.state == CONN_UP) conn_ask_echo(&lattice);
+        stop.state = FLUSHING_LATTICE;
+        stop.deadline_ms = now + 250;
+    }
+    return stop.state == FLUSHING_LATTICE && (lattice.state != CONN_UP || lattice.echoed || now >= stop.deadline_ms);
+}
+
+/*
+ * ---- 11 the loop, and main -------------------------------------------------------------------------------------------
+ *
+ * One turn: sleep until something can be done; read; end what is overdue; write; answer what the writing settled. Nothing
+ * in it waits for anything but poll().
+ */
+static volatile sig_atomic_t signalled;
+
+static void on_signal(int number) {
+    signalled = number;
+    wake_loop();
+}
+
+enum { POLL_MAX = LINK_SLOTS + 2 };
+
+/* While the lattice's server reads slowly, links are not read: what they bring would only wait in memory. */
+static bool lattice_is_full(void) {
+    return lattice.blocked && natsConnection_Buffered(lattice.nc) > (int)(lattice.write_max / 4);
+}
+
+static short wanted_events(struct conn *c, bool read) {
+    if (c->state != CONN_UP) return 0;
+    return (short)((read ? POLLIN : 0) | (c->blocked ? POLLOUT : 0));
+}
+
+/* How long to sleep: until the next deadline, and never longer than a tick. */
+static int sleep_ms(bool more_input) {
+    uint64_t until = MIN(calls.next_deadline_ms, now + TICK_MS);
+    if (more_input) return 0;
+    if (stop.state != RUNNING) until = MIN(until, stop.deadline_ms);
+    if (lattice.state == CONN_WAITING) until = MIN(until, lattice.due_ms);
+    for (size_t i = 0; i < LINK_SLOTS; i++) {
+        const struct link *l = &links[i];
+        if (!l->used) continue;
+        if (l->conn.state == CONN_WAITING) until = MIN(until, l->conn.due_ms);
+        if (l->pause_until_ms > now) until = MIN(until, l->pause_until_ms);
+    }
+    return until > now ? (int)(until - now) : 0;
+}
+
+/* Sleeps, then reads from whatever has something to say. */
+static void wait_and_read(void) {
+    struct pollfd fds[POLL_MAX] = {{.fd = net.wake_fd, .events = POLLIN}};
+    struct conn *conns[POLL_MAX] = {0};
+    nfds_t count = 1;
+    bool more = false, full = lattice.state == CONN_UP && lattice_is_full();
+    for (size_t i = 0; i <= LINK_SLOTS; i++) {
+        struct conn *c = i < LINK_SLOTS ? &links[i].conn : &lattice;
+        if (c->state != CONN_UP) continue;
+        bool read = c == &lattice || (!full && may_read(&links[i]));
+        more |= read && c->more;
+        conns[count] = c;
+        fds[count++] = (struct pollfd){.fd = c->fd, .events = wanted_events(c, read)};
+    }
+    if (poll(fds, count, sleep_ms(more)) < 0 && errno != EINTR) die("poll: %s", strerror(errno));
+    now = monotonic_ms();
+    uint64_t ignored;
+    if (fds[0].revents && read(net.wake_fd, &ignored, sizeof(ignored)) < 0 && errno != EAGAIN) die("eventfd: %s", strerror(errno));
+    for (nfds_t i = 1; i < count; i++) {
+        if (fds[i].revents & (POLLOUT | POLLERR | POLLHUP)) conns[i]->blocked = false;
+        bool readable = fds[i].revents & (POLLIN | POLLERR | POLLHUP);
+        if (readable || ((fds[i].events & POLLIN) && conns[i]->more)) conn_read(conns[i], now);
+    }
+}
+
+static void write_and_settle(void) {
+    for (size_t i = 0; i < LINK_SLOTS; i++) {
+        struct link *l = &links[i];
+        if (!l->used) continue;
+        if (l->waiting > 0) work_off(l);
+        conn_write(&l->conn);
+        if (l->out.first || l->held.first) settle(l);
+    }
+    conn_write(&lattice);
+}
+
+static void tick(void) {
+    static uint64_t next_ms;
+    static uint64_t lost;
+    if (now < next_ms) return;
+    next_ms = now + TICK_MS;
+    gates_tick(lattice_gates, lattice.kind, lattice.name, now);
+    for (size_t i = 0; i < LINK_SLOTS; i++)
+        if (links[i].used) gates_tick(links[i].gates, links[i].conn.kind, links[i].conn.name, now);
+    if (logger.lost == lost) return;
+    lost = logger.lost;
+    log_line(LEVEL_WARN, "%" PRIu64 " log lines were lost because nobody read them", lost);
+}
+
+static void check_signals(pid_t parent) {
+    if (signalled) stop_begin(signalled == SIGINT ? "SIGINT" : "SIGTERM");
+    else if (getppid() != parent) stop_begin("the process that started it has ended");
+}
+
+static void run(pid_t parent) {
+    do {
+        wait_and_read();
+        check_signals(parent);
+        expire_calls();
+        conn_step(&lattice, now);
+        conn_log_server_error(&lattice, &lattice_gates[GATE_SERVER], now);
+        for (size_t i = 0; i < LINK_SLOTS; i++)
+            if (links[i].used) link_step(&links[i]);
+        write_and_settle();
+        tick();
+    } while (!stop_step());
+}
+
+/* The memory that is reserved, in bytes; and the promise of provider.h, kept by the compiler. */
+enum {
+    RESERVED_THREADS = THREADS_MAX * THREAD_STACK,
+    RESERVED_TABLES = sizeof(links) + sizeof(calls) + sizeof(scratch) + sizeof(net) + sizeof(subjects),
+    RESERVED = ARENA_BYTES + sizeof(store) + RESERVED_TABLES + RESERVED_THREADS,
+};
+#ifndef SYSTEM_MALLOC
+_Static_assert(RESERVED <= RESERVED_MAX, "provider.h reserves more than RESERVED_MAX: lower a limit, or raise it knowingly");
+#endif
+_Static_assert(HOST_DATA_MAX <= sizeof(scratch), "host data is read into scratch: HOST_DATA_MAX must fit into PARAMS_MAX");
+_Static_assert(CALLS_MAX < 65536, "an inbox has four digits for the slot");
+
+static const char help[] =
+    "usage: " PROVIDER_NAME "               run: a wasmCloud host starts it so, and writes host data to standard input\n"
+    "       " PROVIDER_NAME " --check FILE  say what the provider would do with host data or a link (JSON, or base64 of it)\n"
+    "       " PROVIDER_NAME " --version     versions of the program and its libraries, and the memory it reserves\n"
+    "       " PROVIDER_NAME " --help        this text\n"
+    "\n"
+    "A wasmCloud capability provider for wasmcloud:messaging@0.2.0 over NATS: components publish and request, and their\n"
+    "handle-message is called for each message of a subscription. It takes no configuration of its own: links and the\n"
+    "provider's configuration come from the host. RUST_LOG (error, warn, info, debug) sets what it logs on standard error.\n"
+    "\n"
+    "Exit codes: 0 stopped in order, 1 wrong host data or a check that failed, 2 wrong usage.\n";
+
+static void print_version(void) {
+    printf(PROVIDER_NAME " " PROVIDER_VERSION "\n"
+           "nats.c %s, %s, libsodium %s, jansson %s\n"
+           "memory reserved: %d kB in all: arena %d, store %d, tables %d, thread stacks %d\n"
+           "limits: %d links, %d subscriptions, %d calls, messages of up to %d kB\n",
+           nats_GetVersion(), tls_version(), sodium_version_string(), JANSSON_VERSION, (int)RESERVED / 1024, ARENA_BYTES / 1024,
+           (int)(sizeof(store) / 1024), (int)RESERVED_TABLES / 1024, (int)RESERVED_THREADS / 1024,
+           LINKS_MAX, SUBSCRIPTIONS_MAX, CALLS_MAX, MESSAGE_MAX / 1024);
+}
+
+/* A string of the host data: missing and null are "". */
+static const char *host_text(const json_t *host, const char *key) {
+    const json_t *v = json_object_get(host, key);
+    if (v && !json_is_string(v) && !json_is_null(v)) die("host data: %s is no string", key);
+    return v && json_is_string(v) ? json_string_value(v) : "";
+}
+
+static json_t *host_object(const json_t *host, const char *key) {
+    json_t *v = json_object_get(host, key);
+    if (v && !json_is_object(v) && !json_is_null(v)) die("host data: %s is no object", key);
+    return json_is_object(v) ? json_incref(v) : json_object();
+}
+
+static void host_token(const json_t *host, const char *key, const char *missing, char out[ID_MAX]) {
+    const char *text = host_text(host, key);
+    if (!*text && missing) text = missing;
+    if (!*text) die("host data: %s is missing; is this the line that a wasmCloud host writes?", key);
+    if (!is_token(text)) die("host data: %s must be one token of a subject: no dot, space, * or >, fewer than %d bytes", key, ID_MAX);
+    (void)snprintf(out, ID_MAX, "%s", text);
+}
+
+static void start_log(const json_t *host) {
+    const char *environment = getenv("RUST_LOG");
+    (void)level_by_name(host_text(host, "log_level"), &logger.level);
+    if (environment) (void)level_by_name(environment, &logger.level);
+    logger.json = json_is_true(json_object_get(host, "structured_logging"));
+}
+
+/* Everything in the host data that outlives it. protocol: wasmCloud, crates/core, host.rs. */
+static void read_host(const json_t *host) {
+    const char *ours = host_text(host, "provider_xkey_private_key"), *hosts = host_text(host, "host_xkey_public_key");
+    json_t *list = json_object_get(host, "link_definitions");
+    if (!json_is_object(host)) die("host data: the JSON is no object");
+    start_log(host);
+    host_token(host, "provider_key", NULL, self.key);
+    host_token(host, "lattice_rpc_prefix", "default", self.lattice);
+    (void)snprintf(self.host_id, ID_MAX, "%s", host_text(host, "host_id"));
+    if (*ours && *hosts && !box_start(span_of(hosts), span_of(ours)))
+        die("host data: host_xkey_public_key (X…) and provider_xkey_private_key (SX…) are no pair of X25519 nkeys");
+    self.config = host_object(host, "config");
+    self.secrets = host_object(host, "secrets");
+    if (list && !json_is_array(list) && !json_is_null(list)) die("host data: link_definitions is no list");
+    self.links = json_is_array(list) ? json_incref(list) : json_array();
+}
+
+/* The lattice's settings: its URL and user from the host data, and what a host cannot say from the provider's own
+ * configuration and secrets, with "lattice_" before the key. */
+static json_t *lattice_settings(const json_t *host) {
+    static const char *const keys[] = {"tls_ca", "tls_ca_file", "tls_cert", "tls_key", "tls_first", "ping_interval_sec"};
+    const char *url = host_text(host, "lattice_rpc_url"), *jwt = host_text(host, "lattice_rpc_user_jwt"), *seed = host_text(host, "lattice_rpc_user_seed");
+    json_t *settings = json_object();
+    json_object_set_new(settings, "cluster_uris", json_string(*url ? url : "nats://127.0.0.1:4222"));
+    if (*jwt) json_object_set_new(settings, "client_jwt", json_string(jwt));
+    if (*seed) json_object_set_new(settings, "client_seed", json_string(seed));
+    for (size_t i = 0; i < COUNT_OF(keys); i++) {
+        char key[64];
+        (void)snprintf(key, sizeof(key), "lattice_%s", keys[i]);
+        json_t *value = find_setting(NULL, key);
+        if (value && json_string_length(value) > 0) json_object_set(settings, keys[i], value);
+        json_decref(value);
+    }
+    const char *wrong = wrong_settings(settings);
+    if (wrong) die("host data: the lattice: %s", wrong);
+    return settings;
+}
+
+/* Reads to the end of a line, or of the file, into scratch. Returns the bytes without the line's end. A host closes the
+ * pipe at once after the line, so no meaning is taken from that. */
+static size_t read_input(int fd, bool line) {
+    size_t have = 0;
+    for (;;) {
+        ssize_t n = read(fd, scratch + have, HOST_DATA_MAX - have);
+        if (n < 0 && errno == EINTR) continue;
+        if (n < 0) die("cannot read: %s", strerror(errno));
+        uint8_t *end = n > 0 && line ? memchr(scratch + have, '\n', (size_t)n) : NULL;
+        have += (size_t)n;
+        if (end) have = (size_t)(end - scratch);
+        if (end || (n == 0 && !line)) break;
+        if (n == 0 && have == 0) die("host data: standard input is empty; a wasmCloud host writes one line of base64 to it");
+        if (n == 0) die("host data: the line has no end after %zu bytes; the host must have been cut off", have);
+        if (have == HOST_DATA_MAX) die("host data: longer than HOST_DATA_MAX, %d bytes", HOST_DATA_MAX);
+    }
+    while (have > 0 && isspace(scratch[have - 1])) have--;
+    return have;
+}
+
+/* The JSON in scratch, as it is or in base64. What is wrong is named by its place only, since it may be a secret. */
+static json_t *parse_input(size_t len, bool base64) {
+    const char *text = (const char *)scratch, *end = NULL;
+    json_error_t error;
+    if (len == 0) die("host data: the line is empty");
+    if (base64) {
+        size_t decoded = 0;
+        int failed = sodium_base642bin(scratch, sizeof(scratch), text, len, NULL, &decoded, &end, sodium_base64_VARIANT_ORIGINAL);
+        if (failed || end != text + len)
+            die("host data: no base64 at byte %td of %zu", end ? end - text + 1 : 1, len);
+        len = decoded;
+    }
+    json_t *json = json_loadb(text, len, 0, &error);
+    sodium_memzero(scratch, len);
+    if (!json) die("host data: no JSON: error in line %d, column %d", error.line, error.column);
+    return json;
+}
+
+static void describe(const struct link *l) {
+    const json_t *s = l->conn.settings;
+    const char *uris = get(s, "cluster_uris"), *subscriptions = get(s, "subscriptions");
+    struct span item;
+    printf("link %s: %s\n", l->conn.name, l->is_handler ? "calls handle-message of the component" : "serves publish and request of the component");
+    for (size_t n = 0; list_item(uris, n, &item); n++) {
+        struct span at = url_address(item);
+        printf("    server        %.*s\n", (int)at.len, at.at);
+    }
+    printf("    credentials   %s\n", get(s, "client_jwt") ? "client_jwt and client_seed" : "none, or in the URL");
+    printf("    TLS           %s; trusts %s%s\n", truth(get(s, "tls_first")) ? "before the server speaks" : "if the URL says tls:// or the server asks for it",
+           get(s, "tls_ca") ? "tls_ca" : get(s, "tls_ca_file") ? get(s, "tls_ca_file") : "the system's CAs", get(s, "tls_cert") ? "; shows tls_cert" : "");
+    for (size_t n = 0; subscriptions && list_item(subscriptions, n, &item); n++) printf("    subscription  %.*s\n", (int)item.len, item.at);
+    if (l->is_handler) printf("    in flight     %u, %" PRIu64 " ms each\n", l->max_in_flight, l->handler_timeout_ms);
+    if (l->is_handler && !subscriptions) printf("    note          without subscriptions, no message ever comes\n");
+    if (*l->wrong) die("link %s: %s", l->conn.name, l->wrong);
+}
+
+static void check_link(const json_t *json) {
+    const char *why;
+    bool is_handler;
+    json_t *definition = read_definition(json, &is_handler, &why);
+    if (!definition) die("link %s -> %s: %s", get(json, "source_id") ? get(json, "source_id") : "?", get(json, "target") ? get(json, "target") : "?", why);
+    struct link *l = free_slot();
+    if (!l || links_in_use() >= LINKS_MAX) die("more than LINKS_MAX (%d) links", LINKS_MAX);
+    link_fill(l, definition, merge_settings(definition, is_handler), is_handler);
+    describe(l);
+}
+
+/* Which side of a lone link the provider is on: its interfaces tell. */
+static void guess_self(const json_t *link) {
+    size_t i;
+    const json_t *v;
+    const char *side = "target";
+    json_array_foreach(json_object_get(link, "interfaces"), i, v) {
+        if (json_is_string(v) && strcmp(json_string_value(v), "handler") == 0) side = "source_id";
+    }
+    (void)snprintf(self.key, ID_MAX, "%s", get(link, side) ? get(link, side) : "");
+    (void)snprintf(self.lattice, ID_MAX, "default");
+}
+
+static int check(const char *path) {
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0) die("%s: %s", path, strerror(errno));
+    size_t len = read_input(fd, false), i;
+    close(fd);
+    json_t *json = parse_input(len, scratch[strspn((const char *)scratch, " \t\r\n")] != '{'), *link;
+    if (json_object_get(json, "source_id")) {
+        guess_self(json);
+        check_link(json);
+        return 0;
+    }
+    read_host(json);
+    json_t *settings = lattice_settings(json);
+    struct span at = url_address(span_of(get(settings, "cluster_uris")));
+    printf("provider %s on lattice %s at %.*s, %s, %zu links\n", self.key, self.lattice, (int)at.len, at.at,
+           box.set ? "can open the secrets of links" : "without xkeys", json_array_size(self.links));
+    json_array_foreach(self.links, i, link) check_link(link);
+    return 0;
+}
+
+static void start_process(void) {
+    pthread_attr_t attr;
+    /* Of a statically linked glibc, only what is linked in may be asked for names: else it would load modules. */
+    __nss_configure_lookup("hosts", "files dns");
+    (void)pthread_attr_init(&attr);
+    (void)pthread_attr_setstacksize(&attr, THREAD_STACK);
+    (void)pthread_setattr_default_np(&attr);
+    (void)pthread_attr_destroy(&attr);
+    net.wake_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+    if (net.wake_fd < 0) die("eventfd: %s", strerror(errno));
+    (void)signal(SIGPIPE, SIG_IGN);
+    (void)sigaction(SIGTERM, &(struct sigaction){.sa_handler = on_signal}, NULL);
+    (void)sigaction(SIGINT, &(struct sigaction){.sa_handler = on_signal}, NULL);
+    if (nats_Open(-1) != NATS_OK) die("nats.c does not start: %s", nats_GetLastError(NULL));
+}
+
+static void start_lattice(json_t *settings) {
+    uint8_t random[11];
+    char hex[2 * sizeof(random) + 1];
+    randombytes_buf(random, sizeof(random));
+    (void)snprintf(calls.nobody, sizeof(calls.nobody), "_INBOX.%s.0", sodium_bin2hex(hex, sizeof(hex), random, sizeof(random)));
+    lattice.kind = "lattice";
+    lattice.settings = settings;
+    lattice.write_max = 2 * PARAMS_MAX;
+    lattice.on_up = on_lattice_up;
+    lattice.on_message = on_lattice_message;
+    lattice.on_down = on_lattice_down;
+    (void)snprintf(lattice.name, sizeof(lattice.name), "%s", self.lattice);
+    conn_start(&lattice, now);
+}
+
+#ifndef PROVIDER_WITHOUT_MAIN /* devel/unit.c includes this file */
+int main(int argc, char **argv) {
+    pid_t parent = getppid();
+    json_set_alloc_funcs(malloc, free_wiped);
+    if (sodium_init() < 0) die("libsodium does not start: no source of random bytes");
+    if (argc == 2 && strcmp(argv[1], "--help") == 0) return fputs(help, stdout) < 0;
+    if (argc == 2 && strcmp(argv[1], "--version") == 0) return print_version(), 0;
+    if (argc == 3 && strcmp(argv[1], "--check") == 0) return check(argv[2]);
+    if (argc > 1 || isatty(STDIN_FILENO)) return fputs(help, stderr), 2;
+
+    json_t *host = parse_input(read_input(STDIN_FILENO, true), true);
+    read_host(host);
+    json_t *settings = lattice_settings(host);
+    json_decref(host);
+    now = monotonic_ms();
+    start_process();
+    subjects_start();
+    log_line(LEVEL_INFO, PROVIDER_NAME " " PROVIDER_VERSION ": provider %s on lattice %s", self.key, self.lattice);
+    start_lattice(settings);
+    run(parent);
+    log_line(LEVEL_INFO, "stopped: %s (memory: %zu kB of the arena at most, %" PRIu64 " blocks taken)", stop.why, arena.peak / 1024, arena.taken);
+    return 0;
+}
+#endif
