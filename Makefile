@@ -30,23 +30,51 @@ OPTIMISED := -O2 -ffunction-sections -fdata-sections -ffile-prefix-map=$(CURDIR)
 LINKED := -static-pie -Wl,-z,relro,-z,now,-z,noexecstack,-z,pack-relative-relocs,--gc-sections,--build-id=none
 IN_SYSROOT = --sysroot=$(SYSROOT) -B$(SYSROOT)/usr/lib/$(TRIPLET) -L$(SYSROOT)/usr/lib/$(TRIPLET) -isystem $(SYSROOT)/usr/include
 
-ifdef SAN
-OUT := build/san
-else
-OUT := build/$(ARCH)
-endif
-
-all: $(OUT)/provider
+all: $(if $(SAN),build/san/provider,build/$(ARCH)/provider)
 
 $(SYSROOT)/.complete:
 	deps/sysroot.sh $(ARCH) $(SYSROOT)
 
-build/$(ARCH)/provider: $(SOURCES) $(HEADERS) $(SYSROOT)/.complete
+build/$(ARCH)/provider: $(SOURCES) $(HEADERS) | $(SYSROOT)/.complete
 	@mkdir -p $(@D)
-	$(CC) $(STANDARD) $(HARDENED) $(OPTIMISED) $(CFLAGS) $(IN_SYSROOT) $(SOURCES) $(LINKED) $(LIBRARIES) -lpthread -o $@.tmp
+	$(CC) $(STANDARD) $(HARDENED) $(OPTIMISED) $(CFLAGS) $(IN_SYSROOT) $(SOURCES) $(LINKED) $(LIBRARIES) -o $@.tmp
 	$(STRIP) -s -R .comment $@.tmp
-	@cat $(SYSROOT)/usr/share/doc/{libnats,libmbedtls,libsodium,libjansson,libprotobuf-c}*-dev/copyright > $(@D)/LICENSES 2>/dev/null || true
+	deps/licences.sh $(SYSROOT) > $(@D)/LICENCES
 	@mv $@.tmp $@
 	@ls -l $@ | awk '{print $$NF ": " $$5 " bytes"}'
 
-.PHONY: all clean demo test unit
+# The system's glibc and malloc, the sysroot's other libraries. Larger stacks: sanitizers need them.
+SANITIZED := -g -O1 -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer \
+	-DSYSTEM_MALLOC -DTHREAD_STACK=2097152
+SAN_LIBRARIES = $(addprefix $(SYSROOT)/usr/lib/$(TRIPLET)/,libnats_static.a libmbedtls.a libmbedx509.a libmbedcrypto.a \
+	libsodium.a libjansson.a libprotobuf-c.a)
+# only the libraries' own headers: the system's libc has its own
+build/include: | $(SYSROOT)/.complete
+	@mkdir -p $@
+	@for h in nats mbedtls psa sodium sodium.h jansson.h jansson_config.h; do \
+	  for d in usr/include usr/include/$(TRIPLET); do \
+	    if [ -e $(SYSROOT)/$$d/$$h ]; then ln -sfn $(abspath $(SYSROOT))/$$d/$$h $@/$$h; fi; done; done
+
+build/san/provider: $(SOURCES) $(HEADERS) deps/glibc_compat.c | build/include
+	@mkdir -p $(@D)
+	$(CC) $(STANDARD) $(SANITIZED) $(CFLAGS) -isystem build/include $(SOURCES) deps/glibc_compat.c $(SAN_LIBRARIES) -lpthread -o $@
+
+build/unit: devel/unit.c $(SOURCES) $(HEADERS) deps/glibc_compat.c | build/include
+	$(CC) $(STANDARD) -g -O1 -fsanitize=address,undefined -fno-sanitize-recover=undefined $(CFLAGS) -DSYSTEM_MALLOC -I. -isystem build/include \
+	  devel/unit.c deps/tls.c deps/glibc_compat.c $(SAN_LIBRARIES) -lpthread -o $@
+
+unit: build/unit
+	build/unit
+
+# The load generator of devel/, on the system's glibc
+build/load: devel/load.c deps/tls.c deps/glibc_compat.c | build/include
+	$(CC) $(STANDARD) -g -O2 -isystem build/include -I. devel/load.c deps/tls.c deps/glibc_compat.c $(SAN_LIBRARIES) -lpthread -o $@
+
+demo test:
+	./test.sh $(filter demo,$@)
+
+clean:
+	rm -rf build
+
+.PHONY: all unit demo test clean
+.DELETE_ON_ERROR:
