@@ -1,13 +1,12 @@
 /* OpenSSL's names on mbedTLS, for nats.c.
  *
- * Debian's libnats_static.a was compiled against OpenSSL's headers and calls some fifty of its
- * functions. This file supplies them over mbedTLS, which is a fraction of the size, and nothing
- * else of OpenSSL. Types that nats.c only passes round are our own. Where OpenSSL and nats.c
- * together would behave badly, this does better: the handshake has a deadline, a failure is said
- * in words, and the system's CAs are loaded only when a handshake needs them.
+ * Debian's libnats_static.a calls some sixty functions of OpenSSL. This file supplies them, and no
+ * more of OpenSSL, over mbedTLS, which is a fraction of the size. Types that nats.c only passes
+ * round are our own. Where nats.c on OpenSSL behaves badly this does better: the handshake has a
+ * deadline, a failure is said in words, and the system's CAs are loaded only when needed.
  *
  * Rooms: words · clock and socket · trusted CAs · contexts · PEM · the server's certificate ·
- * sessions · handshake · read and write · the loop's questions · names that are never called.
+ * sessions · handshake · read and write · the loop's questions · names with nothing to do.
  *
  * Threads: a context and its session are made on a connecting thread and the session is then used
  * by the loop. nats.c holds a lock per context during a handshake, so what handshakes of different
@@ -31,12 +30,10 @@
 #include <unistd.h>
 
 #include <mbedtls/net_sockets.h>
-#include <mbedtls/oid.h>
 #include <mbedtls/pem.h>
 #include <mbedtls/psa_util.h>
 #include <mbedtls/ssl.h>
 #include <mbedtls/version.h>
-#include <mbedtls/x509_crl.h>
 #include <mbedtls/x509_crt.h>
 #include <psa/crypto.h>
 
@@ -46,7 +43,10 @@
 
 #define RNG mbedtls_psa_get_random, MBEDTLS_PSA_RANDOM_STATE
 
-/* ==== words =====================================================================================
+/* OpenSSL's functions have parameters that mean nothing here. */
+#pragma GCC diagnostic ignored "-Wunused-parameter"
+
+/* ==== words ======================================================================================
  * nats.c builds its error text as "<what> error: " + ERR_reason_error_string(ERR_get_error()),
  * in 256 bytes. So the reason is kept per thread, short, the important part first. */
 
@@ -64,94 +64,77 @@ __attribute__((format(printf, 1, 2))) static void why(const char *format, ...)
             *c = '?';
 }
 
-unsigned long ERR_get_error(void)
-{
-    return 1;
-}
-
 const char *ERR_reason_error_string(unsigned long code)
 {
-    (void) code;
     return why_text[0] != '\0' ? why_text : "no reason known";
 }
 
-/* The alerts of RFC 8446, section 6, that a server may end a handshake with. */
-static const char *alert_name(unsigned char alert)
+/* The alerts of RFC 8446, section 6, that a server ends a session with, and what to do about it. */
+static void tell_alert(unsigned char alert)
 {
-    static const struct { unsigned char code; const char *name; } names[] = {
-        {10, "unexpected message"}, {20, "bad record MAC"}, {22, "record overflow"},
-        {40, "handshake failure"}, {42, "bad certificate"}, {43, "unsupported certificate"},
-        {44, "certificate revoked"}, {45, "certificate expired"}, {46, "certificate unknown"},
-        {47, "illegal parameter"}, {48, "unknown CA"}, {49, "access denied"}, {50, "decode error"},
-        {51, "decrypt error"}, {70, "protocol version"}, {71, "insufficient security"},
-        {80, "internal error"}, {86, "inappropriate fallback"}, {90, "user canceled"},
-        {109, "missing extension"}, {110, "unsupported extension"}, {112, "unrecognized name"},
-        {116, "certificate required"}, {120, "no application protocol"},
+    static const char lost[] = ": no cipher in common, or a client certificate is missing";
+    static const char cert[] = ": the server wants a client certificate from a CA that it knows";
+    static const char late[] = ": the client certificate is no longer good";
+    static const struct { unsigned char code; const char *name, *hint; } known[] = {
+        {10, "unexpected message", ""}, {20, "bad record MAC", ""}, {22, "record overflow", ""},
+        {40, "handshake failure", lost}, {42, "bad certificate", cert},
+        {43, "unsupported certificate", cert}, {44, "certificate revoked", late},
+        {45, "certificate expired", late}, {46, "certificate unknown", cert},
+        {47, "illegal parameter", ""}, {48, "unknown CA", cert}, {49, "access denied", ""},
+        {50, "decode error", ""}, {51, "decrypt error", ""},
+        {70, "protocol version", ": the server does not take TLS 1.2 or 1.3"},
+        {71, "insufficient security", lost}, {80, "internal error", ""}, {90, "user canceled", ""},
+        {109, "missing extension", ""}, {110, "unsupported extension", ""},
+        {112, "unrecognized name", ""}, {116, "certificate required", cert},
     };
-    for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++)
-        if (names[i].code == alert)
-            return names[i].name;
-    return "unknown alert";
+    for (size_t i = 0; i < sizeof(known) / sizeof(known[0]); i++)
+        if (known[i].code == alert) {
+            why("the server refused with TLS alert %u, %s%s", alert, known[i].name, known[i].hint);
+            return;
+        }
+    why("the server refused with TLS alert %u", alert);
 }
 
-/* What to do about an alert, where there is something to do. */
-static const char *alert_hint(unsigned char alert)
-{
-    switch (alert) {
-    case 42: case 43: case 46: case 48: case 116:
-        return ": the server wants a client certificate from a CA that it knows";
-    case 44: case 45:
-        return ": the client certificate is no longer good";
-    case 40: case 71:
-        return ": no cipher in common, or a client certificate is missing";
-    case 70:
-        return ": the server does not take TLS 1.2 or 1.3";
-    default:
-        return "";
-    }
-}
-
-/* The words for an mbedTLS error that is neither an alert nor a socket's error. */
+/* The words for other errors of mbedTLS, if there are any. */
 static const char *error_words(int rc)
 {
-    switch (rc) {
-    case MBEDTLS_ERR_SSL_CONN_EOF:
-    case MBEDTLS_ERR_SSL_PEER_CLOSE_NOTIFY:
-        return "the server closed the connection during the handshake";
-    case MBEDTLS_ERR_SSL_INVALID_RECORD:
-    case MBEDTLS_ERR_SSL_UNEXPECTED_RECORD:
-        return "the server's answer is not TLS (a plain-text port, or no handshake_first there?)";
-    case MBEDTLS_ERR_SSL_BAD_PROTOCOL_VERSION:
-        return "protocol version: the server does not take TLS 1.2 or 1.3";
-    case MBEDTLS_ERR_SSL_HANDSHAKE_FAILURE:
-        return "no cipher, curve or signature in common with the server";
-    case MBEDTLS_ERR_SSL_NO_CLIENT_CERTIFICATE:
-    case MBEDTLS_ERR_SSL_PRIVATE_KEY_REQUIRED:
-        return "the server wants a client certificate";
-    case MBEDTLS_ERR_SSL_BAD_CERTIFICATE:
-        return "the server's certificate cannot be read";
-    case MBEDTLS_ERR_SSL_INVALID_MAC:
-        return "a record from the server was corrupted on its way";
-    case MBEDTLS_ERR_SSL_UNEXPECTED_MESSAGE:
-    case MBEDTLS_ERR_SSL_DECODE_ERROR:
-    case MBEDTLS_ERR_SSL_ILLEGAL_PARAMETER:
-        return "the server broke the TLS protocol";
-    case MBEDTLS_ERR_SSL_ALLOC_FAILED:
-    case MBEDTLS_ERR_X509_ALLOC_FAILED:
-    case PSA_ERROR_INSUFFICIENT_MEMORY:
-        return "out of memory";
-    default:
-        return NULL;
-    }
+    static const struct { int rc; const char *words; } known[] = {
+        {MBEDTLS_ERR_SSL_CONN_EOF, "the server closed the connection during the handshake"},
+        {MBEDTLS_ERR_SSL_PEER_CLOSE_NOTIFY, "the server ended TLS during the handshake"},
+        {MBEDTLS_ERR_SSL_INVALID_RECORD,
+         "the server's answer is not TLS (a plain-text port, or no handshake_first there?)"},
+        {MBEDTLS_ERR_SSL_BAD_PROTOCOL_VERSION,
+         "protocol version: the server does not take TLS 1.2 or 1.3"},
+        {MBEDTLS_ERR_SSL_HANDSHAKE_FAILURE,
+         "no cipher, curve or signature in common with the server"},
+        {MBEDTLS_ERR_SSL_BAD_CERTIFICATE, "the server's certificate cannot be read"},
+        {MBEDTLS_ERR_SSL_INVALID_MAC, "a record from the server was corrupted on its way"},
+        {MBEDTLS_ERR_SSL_UNEXPECTED_MESSAGE, "the server broke the TLS protocol"},
+        {MBEDTLS_ERR_SSL_DECODE_ERROR, "the server broke the TLS protocol"},
+        {MBEDTLS_ERR_SSL_ALLOC_FAILED, "out of memory"},
+        {MBEDTLS_ERR_X509_ALLOC_FAILED, "out of memory"},
+        {PSA_ERROR_INSUFFICIENT_MEMORY, "out of memory"},
+    };
+    for (size_t i = 0; i < sizeof(known) / sizeof(known[0]); i++)
+        if (known[i].rc == rc)
+            return known[i].words;
+    return NULL;
 }
 
-/* ==== clock and socket ==========================================================================
+static void *make(size_t size)
+{
+    void *made = calloc(1, size);
+    if (made == NULL)
+        why("out of memory");
+    return made;
+}
+
+/* ==== clock and socket ===========================================================================
  * nats.c hands over a blocking socket for the handshake and a non-blocking one afterwards;
  * MSG_DONTWAIT makes them alike. */
 
 typedef struct ssl_ctx_st SSL_CTX;
 typedef struct ssl_st SSL;
-typedef int (*verify_callback)(int ok, void *store_ctx);
 
 struct ssl_st {
     SSL *next;                 /* in the list of live sessions, newest first */
@@ -159,10 +142,8 @@ struct ssl_st {
     mbedtls_ssl_context tls;
     mbedtls_ssl_config conf;   /* one each, so that nothing that sessions share is written */
     pthread_mutex_t lock;      /* without an event loop, nats.c reads and writes on two threads */
-    void *ex_data;
     int fd;
     bool verify;
-    bool listed;
     char name[256];            /* whom the certificate must be for; also sent as SNI */
     unsigned char ip[16];      /* the name as an address, if it is one */
     size_t ip_length;          /* 4, 16, or 0 for a host name */
@@ -171,7 +152,7 @@ struct ssl_st {
     bool certificate_told;     /* why_text already says what is wrong with the certificate */
     int socket_error;
     size_t pending;            /* length of the record that mbedTLS could not send off yet */
-    bool has_input;            /* what tls_has_input answers */
+    atomic_bool has_input;     /* what tls_has_input answers */
     size_t budget;             /* bytes that this call may still take from the socket */
     size_t ahead_at, ahead_length;
     unsigned char ahead[TLS_READ_AHEAD];
@@ -241,7 +222,7 @@ static int socket_recv(void *arg, unsigned char *data, size_t length)
     return (int) length;
 }
 
-/* ==== trusted CAs ===============================================================================
+/* ==== trusted CAs ================================================================================
  * A link's own CAs stand in its context and replace the system's. The system's take some 450 KB
  * parsed, so they exist only while a handshake needs them, once for all that run at the time;
  * a reconnect then also sees an updated bundle. */
@@ -302,20 +283,15 @@ static void system_cas_give_back(void)
     pthread_mutex_unlock(&system_cas.lock);
 }
 
-/* ==== contexts ==================================================================================
+/* ==== contexts ===================================================================================
  * What nats.c makes of natsOptions: CAs, certificate, key. It is its own X509_STORE, too. */
 
 struct ssl_ctx_st {
     atomic_int references;
     mbedtls_x509_crt ca;
-    mbedtls_x509_crl crl;
     mbedtls_x509_crt certificate; /* with its intermediates */
     mbedtls_pk_context key;
 };
-
-typedef struct { mbedtls_x509_crt chain; } X509;
-typedef struct { mbedtls_x509_crl list; } X509_CRL;
-typedef struct { mbedtls_pk_context key; } EVP_PKEY;
 
 static pthread_once_t crypto_once = PTHREAD_ONCE_INIT;
 static psa_status_t crypto_status;
@@ -332,27 +308,18 @@ int RAND_bytes(unsigned char *bytes, int length)
     return psa_generate_random(bytes, (size_t) length) == PSA_SUCCESS;
 }
 
-const void *TLS_client_method(void)
-{
-    return NULL; /* there is no other */
-}
-
 SSL_CTX *SSL_CTX_new(const void *method)
 {
-    (void) method;
     pthread_once(&crypto_once, crypto_start);
     if (crypto_status != PSA_SUCCESS) {
         why("mbedTLS did not start (PSA status %d): no random numbers?", (int) crypto_status);
         return NULL;
     }
-    SSL_CTX *ctx = calloc(1, sizeof(*ctx));
-    if (ctx == NULL) {
-        why("out of memory");
+    SSL_CTX *ctx = make(sizeof(*ctx));
+    if (ctx == NULL)
         return NULL;
-    }
     atomic_init(&ctx->references, 1);
     mbedtls_x509_crt_init(&ctx->ca);
-    mbedtls_x509_crl_init(&ctx->crl);
     mbedtls_x509_crt_init(&ctx->certificate);
     mbedtls_pk_init(&ctx->key);
     return ctx;
@@ -363,278 +330,127 @@ void SSL_CTX_free(SSL_CTX *ctx)
     if (ctx == NULL || atomic_fetch_sub(&ctx->references, 1) != 1)
         return;
     mbedtls_x509_crt_free(&ctx->ca);
-    mbedtls_x509_crl_free(&ctx->crl);
     mbedtls_x509_crt_free(&ctx->certificate);
     mbedtls_pk_free(&ctx->key); /* wipes the key */
     free(ctx);
 }
 
-/* nats.c asks for a mode and for TLS 1.2 at least: both are so here anyway. */
-long SSL_CTX_ctrl(SSL_CTX *ctx, int command, long number, void *arg)
-{
-    (void) ctx, (void) command, (void) number, (void) arg;
-    return 1;
-}
-
-int SSL_CTX_set_default_verify_paths(SSL_CTX *ctx)
-{
-    (void) ctx; /* see "trusted CAs" */
-    return 1;
-}
-
-SSL_CTX *SSL_CTX_get_cert_store(SSL_CTX *ctx)
-{
-    return ctx;
-}
-
-static int no_cipher_lists(void)
+int SSL_CTX_set_cipher_list(SSL_CTX *ctx, const char *list)
 {
     why("cipher lists cannot be set: the choice is TLS 1.3, or TLS 1.2 with ECDHE and AEAD");
     return 0;
 }
 
-int SSL_CTX_set_cipher_list(SSL_CTX *ctx, const char *list)
-{
-    (void) ctx, (void) list;
-    return no_cipher_lists();
-}
-
 int SSL_CTX_set_ciphersuites(SSL_CTX *ctx, const char *list)
 {
-    (void) ctx, (void) list;
-    return no_cipher_lists();
+    return SSL_CTX_set_cipher_list(ctx, list);
 }
 
-/* ==== PEM =======================================================================================
- * Certificates and keys, from memory or from files. OpenSSL with nats.c takes only the first
- * certificate of a chain in memory; here the intermediates come along and are sent. A PEM text in
- * which one certificate cannot be used is refused as a whole: half a trust store surprises. */
+/* ==== PEM ========================================================================================
+ * Certificates and keys, from memory or from files. For what is in memory, OpenSSL has an object
+ * at each step: BIO, X509, EVP_PKEY, and a stack of X509_INFO. Here each of them is simply the
+ * caller's text, which nats.c keeps until the last step reads it straight into the context: there
+ * is no copy of a key to wipe. OpenSSL with nats.c takes only the first certificate of a chain in
+ * memory; here the intermediates come along. A text in which one certificate cannot be used is
+ * refused as a whole: half a trust store surprises. */
 
-typedef struct { const char *text; } BIO;
-typedef struct { X509 *x509; X509_CRL *crl; void *x_pkey; } X509_INFO; /* OpenSSL's order */
-typedef struct { X509_INFO info; } OPENSSL_STACK;                      /* always one element */
+typedef const char PEM;
+typedef struct { PEM *x509; void *crl, *x_pkey; } X509_INFO; /* OpenSSL's order */
 
-static bool certificates_ok(int rc)
+static bool readable(const char *file)
 {
-    if (rc > 0)
-        why("%d of its certificates cannot be used (damaged, or a kind mbedTLS lacks)", rc);
-    else if (rc == MBEDTLS_ERR_PEM_NO_HEADER_FOOTER_PRESENT)
-        why("no PEM block BEGIN CERTIFICATE in it");
-    else if (rc < 0)
-        why("%s", error_words(rc) ? error_words(rc) : "it is no PEM certificate that can be read");
-    return rc == 0;
-}
-
-static bool certificates_from_text(mbedtls_x509_crt *chain, const char *text)
-{
-    if (strstr(text, "-----BEGIN CERTIFICATE-----") == NULL)
-        return certificates_ok(MBEDTLS_ERR_PEM_NO_HEADER_FOOTER_PRESENT);
-    return certificates_ok(
-        mbedtls_x509_crt_parse(chain, (const unsigned char *) text, strlen(text) + 1));
-}
-
-static bool readable(const char *path)
-{
-    if (access(path, R_OK) == 0)
+    if (file == NULL || access(file, R_OK) == 0)
         return true;
     why("%s", strerror(errno));
     return false;
 }
 
-static bool key_ok(int rc)
+/* From a text, or else from a file. */
+static int add_certificates(mbedtls_x509_crt *chain, PEM *text, const char *file)
 {
+    if (!readable(file))
+        return 0;
+    int rc = text == NULL ? mbedtls_x509_crt_parse_file(chain, file)
+           : strstr(text, "-----BEGIN CERTIFICATE-----") == NULL
+               ? MBEDTLS_ERR_PEM_NO_HEADER_FOOTER_PRESENT
+               : mbedtls_x509_crt_parse(chain, (const unsigned char *) text, strlen(text) + 1);
+    if (rc > 0)
+        why("%d of its certificates cannot be used (damaged, or a kind mbedTLS lacks)", rc);
+    else if (rc < 0)
+        why("%s", error_words(rc) ? error_words(rc) : "no BEGIN CERTIFICATE that can be read");
+    return rc == 0;
+}
+
+/* The client's own, with its intermediates. */
+static int set_certificate(SSL_CTX *ctx, PEM *text, const char *file)
+{
+    mbedtls_x509_crt_free(&ctx->certificate);
+    return add_certificates(&ctx->certificate, text, file);
+}
+
+/* nats.c always gives the certificate first. */
+static int set_key(SSL_CTX *ctx, PEM *text, const char *file)
+{
+    mbedtls_pk_free(&ctx->key);
+    if (!readable(file))
+        return 0;
+    int rc = text == NULL ? mbedtls_pk_parse_keyfile(&ctx->key, file, NULL, RNG)
+                          : mbedtls_pk_parse_key(&ctx->key, (const unsigned char *) text,
+                                                 strlen(text) + 1, NULL, 0, RNG);
     if (rc == MBEDTLS_ERR_PK_PASSWORD_REQUIRED)
         why("the private key is encrypted: give it without a pass phrase");
     else if (rc == MBEDTLS_ERR_PK_UNKNOWN_PK_ALG || rc == MBEDTLS_ERR_PK_UNKNOWN_NAMED_CURVE)
         why("the private key is neither RSA nor ECDSA (Ed25519 is not supported)");
     else if (rc != 0)
-        why("no private key in PEM that can be read");
-    return rc == 0;
-}
-
-BIO *BIO_new_mem_buf(const void *text, int length)
-{
-    (void) length; /* nats.c gives -1: a string */
-    BIO *bio = calloc(1, sizeof(*bio));
-    if (bio != NULL)
-        bio->text = text; /* no copy of a secret */
+        why("no private key that can be read");
+    else if (mbedtls_pk_check_pair(&ctx->certificate.pk, &ctx->key, RNG) != 0)
+        why("the private key does not belong to the certificate");
     else
-        why("out of memory");
-    return bio;
+        return 1;
+    mbedtls_pk_free(&ctx->key);
+    return 0;
 }
 
-int BIO_free(BIO *bio)
+/* One element, whatever the number of certificates. OpenSSL would take a revocation list and, as
+ * nats.c sets it up, never look at it. */
+X509_INFO *PEM_X509_INFO_read_bio(PEM *text, void *stack, void *password, void *arg)
 {
-    free(bio);
-    return 1;
-}
-
-void X509_free(X509 *x)
-{
-    if (x != NULL)
-        mbedtls_x509_crt_free(&x->chain);
-    free(x);
-}
-
-X509 *PEM_read_bio_X509(BIO *bio, X509 **out, void *password, void *arg)
-{
-    (void) out, (void) password, (void) arg;
-    X509 *x = calloc(1, sizeof(*x));
-    if (x == NULL) {
-        why("out of memory");
-        return NULL;
-    }
-    mbedtls_x509_crt_init(&x->chain);
-    if (certificates_from_text(&x->chain, bio->text))
-        return x;
-    X509_free(x);
-    return NULL;
-}
-
-void EVP_PKEY_free(EVP_PKEY *key)
-{
-    if (key != NULL)
-        mbedtls_pk_free(&key->key);
-    free(key);
-}
-
-EVP_PKEY *PEM_read_bio_PrivateKey(BIO *bio, EVP_PKEY **out, void *password, void *arg)
-{
-    (void) out, (void) password, (void) arg;
-    EVP_PKEY *key = calloc(1, sizeof(*key));
-    if (key == NULL) {
-        why("out of memory");
-        return NULL;
-    }
-    mbedtls_pk_init(&key->key);
-    if (key_ok(mbedtls_pk_parse_key(&key->key, (const unsigned char *) bio->text,
-                                    strlen(bio->text) + 1, NULL, 0, RNG)))
-        return key;
-    EVP_PKEY_free(key);
-    return NULL;
-}
-
-void X509_INFO_free(X509_INFO *info)
-{
-    X509_free(info->x509);
-    if (info->crl != NULL)
-        mbedtls_x509_crl_free(&info->crl->list);
-    free(info->crl);
-}
-
-static bool crl_from_text(X509_INFO *info, const char *text)
-{
+    static _Thread_local X509_INFO info;
+    info.x509 = text;
     if (strstr(text, "-----BEGIN X509 CRL-----") == NULL)
-        return true;
-    info->crl = calloc(1, sizeof(*info->crl));
-    if (info->crl == NULL) {
-        why("out of memory");
-        return false;
-    }
-    mbedtls_x509_crl_init(&info->crl->list);
-    if (mbedtls_x509_crl_parse(&info->crl->list, (const unsigned char *) text, strlen(text) + 1)) {
-        why("its revocation list cannot be read");
-        return false;
-    }
-    return true;
-}
-
-/* All certificates of the text become one chain, in one element of a "stack". */
-OPENSSL_STACK *PEM_X509_INFO_read_bio(BIO *bio, OPENSSL_STACK *st, void *password, void *arg)
-{
-    (void) st, (void) password, (void) arg;
-    OPENSSL_STACK *stack = calloc(1, sizeof(*stack));
-    if (stack == NULL) {
-        why("out of memory");
-        return NULL;
-    }
-    stack->info.x509 = PEM_read_bio_X509(bio, NULL, NULL, NULL);
-    if (stack->info.x509 != NULL && crl_from_text(&stack->info, bio->text))
-        return stack;
-    X509_INFO_free(&stack->info);
-    free(stack);
+        return &info;
+    why("revocation lists are not supported: take BEGIN X509 CRL out of it");
     return NULL;
 }
 
-int OPENSSL_sk_num(const OPENSSL_STACK *stack)
-{
-    return stack != NULL ? 1 : -1;
-}
+/* From memory: text to BIO to X509 or EVP_PKEY to the context. A length of -1 means a string. */
+PEM *BIO_new_mem_buf(PEM *text, int length) { return text; }
+PEM *PEM_read_bio_X509(PEM *bio, void *out, void *password, void *arg) { return bio; }
+PEM *PEM_read_bio_PrivateKey(PEM *bio, void *out, void *password, void *arg) { return bio; }
+int OPENSSL_sk_num(const X509_INFO *stack) { return stack != NULL ? 1 : -1; }
+X509_INFO *OPENSSL_sk_value(X509_INFO *stack, int index) { return stack; }
+SSL_CTX *SSL_CTX_get_cert_store(SSL_CTX *ctx) { return ctx; }
+int X509_STORE_add_cert(SSL_CTX *ctx, PEM *x) { return add_certificates(&ctx->ca, x, NULL); }
+int SSL_CTX_use_certificate(SSL_CTX *ctx, PEM *x) { return set_certificate(ctx, x, NULL); }
+int SSL_CTX_use_PrivateKey(SSL_CTX *ctx, PEM *key) { return set_key(ctx, key, NULL); }
 
-void *OPENSSL_sk_value(OPENSSL_STACK *stack, int index)
-{
-    return stack != NULL && index == 0 ? &stack->info : NULL;
-}
-
-void OPENSSL_sk_pop_free(OPENSSL_STACK *stack, void (*release)(void *))
-{
-    if (stack != NULL)
-        release(&stack->info);
-    free(stack);
-}
-
-int X509_STORE_add_cert(SSL_CTX *ctx, const X509 *x)
-{
-    for (const mbedtls_x509_crt *c = &x->chain; c != NULL; c = c->next)
-        if (!certificates_ok(mbedtls_x509_crt_parse_der(&ctx->ca, c->raw.p, c->raw.len)))
-            return 0;
-    return 1;
-}
-
-int X509_STORE_add_crl(SSL_CTX *ctx, X509_CRL *crl)
-{
-    mbedtls_x509_crl_free(&ctx->crl);
-    ctx->crl = crl->list; /* moved, not copied */
-    mbedtls_x509_crl_init(&crl->list);
-    return 1;
-}
-
+/* From files. */
 int SSL_CTX_load_verify_locations(SSL_CTX *ctx, const char *file, const char *directory)
 {
-    (void) directory;
-    return readable(file) && certificates_ok(mbedtls_x509_crt_parse_file(&ctx->ca, file));
-}
-
-int SSL_CTX_use_certificate(SSL_CTX *ctx, X509 *x)
-{
-    mbedtls_x509_crt_free(&ctx->certificate);
-    ctx->certificate = x->chain; /* moved, not copied */
-    mbedtls_x509_crt_init(&x->chain);
-    return 1;
+    return add_certificates(&ctx->ca, NULL, file);
 }
 
 int SSL_CTX_use_certificate_chain_file(SSL_CTX *ctx, const char *file)
 {
-    mbedtls_x509_crt_free(&ctx->certificate);
-    mbedtls_x509_crt_init(&ctx->certificate);
-    return readable(file) && certificates_ok(mbedtls_x509_crt_parse_file(&ctx->certificate, file));
-}
-
-/* nats.c always gives the certificate first. */
-int SSL_CTX_use_PrivateKey(SSL_CTX *ctx, EVP_PKEY *key)
-{
-    if (mbedtls_pk_check_pair(&ctx->certificate.pk, &key->key, RNG) != 0) {
-        why("the private key does not belong to the certificate");
-        return 0;
-    }
-    mbedtls_pk_free(&ctx->key);
-    ctx->key = key->key; /* moved, not copied */
-    mbedtls_pk_init(&key->key);
-    return 1;
+    return set_certificate(ctx, NULL, file);
 }
 
 int SSL_CTX_use_PrivateKey_file(SSL_CTX *ctx, const char *file, int type)
 {
-    (void) type; /* PEM, and mbedTLS would know DER, too */
-    EVP_PKEY key;
-    mbedtls_pk_init(&key.key);
-    int ok = readable(file) && key_ok(mbedtls_pk_parse_keyfile(&key.key, file, NULL, RNG)) &&
-             SSL_CTX_use_PrivateKey(ctx, &key);
-    mbedtls_pk_free(&key.key);
-    return ok;
+    return set_key(ctx, NULL, file);
 }
 
-/* ==== the server's certificate ==================================================================
+/* ==== the server's certificate ===================================================================
  * mbedTLS checks the chain, the dates and host names. Addresses are checked here, since mbedTLS
  * would send an address it is told to check as SNI as well, which RFC 6066 forbids. */
 
@@ -698,8 +514,6 @@ static void tell_certificate(const SSL *s, const mbedtls_x509_crt *crt, int dept
     else if (flags & MBEDTLS_X509_BADCERT_FUTURE)
         why("%s is not yet valid, only from %04d-%02d-%02d (is the clock right?)", whose,
             from->year, from->mon, from->day);
-    else if (flags & MBEDTLS_X509_BADCERT_REVOKED)
-        why("%s was revoked", whose);
     else if (flags & MBEDTLS_X509_BADCERT_NOT_TRUSTED)
         tell_untrusted(crt, depth);
     else if (flags & MBEDTLS_X509_BADCERT_CN_MISMATCH) {
@@ -708,9 +522,6 @@ static void tell_certificate(const SSL *s, const mbedtls_x509_crt *crt, int dept
     } else if (flags & (MBEDTLS_X509_BADCERT_BAD_MD | MBEDTLS_X509_BADCERT_BAD_PK |
                         MBEDTLS_X509_BADCERT_BAD_KEY))
         why("%s is too weak (SHA-1, RSA below 2048 bits or the like)", whose);
-    else if (flags & (MBEDTLS_X509_BADCRL_EXPIRED | MBEDTLS_X509_BADCRL_FUTURE |
-                      MBEDTLS_X509_BADCRL_NOT_TRUSTED))
-        why("the revocation list in tls_ca is out of date or not signed by its CA");
     else
         why("%s is not good for a server (flags %#x)", whose, (unsigned) flags);
 }
@@ -728,23 +539,21 @@ static int certificate_check(void *arg, mbedtls_x509_crt *crt, int depth, uint32
     return 0;
 }
 
-/* ==== sessions ==================================================================================
+/* ==== sessions ===================================================================================
  * In nats.c's order: SSL_new, SSL_set_ex_data, SSL_set_connect_state, SSL_set_fd, SSL_set1_host,
  * SSL_set_verify, SNI, SSL_do_handshake. */
 
 static struct {
     pthread_mutex_t lock;
     SSL *first;
-    atomic_int with_input; /* how many would answer yes to tls_has_input */
 } live = {.lock = PTHREAD_MUTEX_INITIALIZER};
 
+/* Newest first: nats.c closes a descriptor before it frees the session, so two may have one. */
 SSL *SSL_new(SSL_CTX *ctx)
 {
-    SSL *s = calloc(1, sizeof(*s));
-    if (s == NULL) {
-        why("out of memory");
+    SSL *s = make(sizeof(*s));
+    if (s == NULL)
         return NULL;
-    }
     atomic_fetch_add(&ctx->references, 1);
     s->ctx = ctx;
     s->fd = -1;
@@ -752,14 +561,12 @@ SSL *SSL_new(SSL_CTX *ctx)
     pthread_mutex_init(&s->lock, NULL);
     mbedtls_ssl_init(&s->tls);
     mbedtls_ssl_config_init(&s->conf);
-    return s;
-}
 
-static void set_has_input(SSL *s, bool has_input)
-{
-    if (s->has_input != has_input)
-        atomic_fetch_add(&live.with_input, has_input ? 1 : -1);
-    s->has_input = has_input;
+    pthread_mutex_lock(&live.lock);
+    s->next = live.first;
+    live.first = s;
+    pthread_mutex_unlock(&live.lock);
+    return s;
 }
 
 /* Sends no close_notify: nats.c calls this when the descriptor may already be somebody else's. */
@@ -768,12 +575,10 @@ void SSL_free(SSL *s)
     if (s == NULL)
         return;
     pthread_mutex_lock(&live.lock);
-    for (SSL **at = &live.first; *at != NULL; at = &(*at)->next)
-        if (*at == s) {
-            *at = s->next;
-            break;
-        }
-    set_has_input(s, false);
+    SSL **at = &live.first;
+    while (*at != s)
+        at = &(*at)->next;
+    *at = s->next;
     pthread_mutex_unlock(&live.lock);
 
     mbedtls_ssl_free(&s->tls);
@@ -783,41 +588,12 @@ void SSL_free(SSL *s)
     free(s);
 }
 
-int SSL_set_ex_data(SSL *s, int index, void *data)
-{
-    (void) index;
-    s->ex_data = data;
-    return 1;
-}
-
-void *SSL_get_ex_data(const SSL *s, int index)
-{
-    (void) index;
-    return s->ex_data;
-}
-
-void SSL_set_connect_state(SSL *s)
-{
-    (void) s; /* always a client */
-}
-
-/* Newest first: nats.c closes a descriptor before it frees the session, so two may have one. */
 int SSL_set_fd(SSL *s, int fd)
 {
     pthread_mutex_lock(&live.lock);
     s->fd = fd;
-    if (!s->listed) {
-        s->next = live.first;
-        live.first = s;
-        s->listed = true;
-    }
     pthread_mutex_unlock(&live.lock);
     return 1;
-}
-
-void SSL_set_hostflags(SSL *s, unsigned flags)
-{
-    (void) s, (void) flags; /* no partial wildcards: mbedTLS takes none */
 }
 
 /* Takes the name without the brackets in which nats.c leaves an IPv6 address. */
@@ -843,9 +619,8 @@ int SSL_set1_host(SSL *s, const char *host)
 }
 
 /* nats.c's callback only makes a text of its own out of OpenSSL's codes; ours says more. */
-void SSL_set_verify(SSL *s, int mode, verify_callback callback)
+void SSL_set_verify(SSL *s, int mode, void *callback)
 {
-    (void) callback;
     s->verify = mode != 0;
 }
 
@@ -853,11 +628,10 @@ void SSL_set_verify(SSL *s, int mode, verify_callback callback)
  * for as well: a server behind a tls_name of the user's choice is known by that. */
 long SSL_ctrl(SSL *s, int command, long number, void *arg)
 {
-    (void) number;
     return command == 55 && s->name[0] == '\0' ? SSL_set1_host(s, arg) : 1;
 }
 
-/* ==== handshake ================================================================================= */
+/* ==== handshake =============================================================================== */
 
 /* The server follows our order. With AES in hardware AES-GCM is several times as fast as ChaCha20,
  * without it (small ARM boards) several times slower. No CBC, no RSA key exchange. */
@@ -874,7 +648,7 @@ static const int aes_first[] = {AES_13, CHACHA_13, AES_12, CHACHA_12, 0};
 static const int chacha_first[] = {CHACHA_13, AES_13, CHACHA_12, AES_12, 0};
 
 /* mbedTLS's own list has RSA-PSS first, but with TLS 1.2 it cannot take a PSS signature, and most
- * servers follow this order: with TLS 1.3, which knows nothing else for RSA, PSS is chosen anyway. */
+ * servers follow this order: TLS 1.3 has only PSS for RSA and is not hurt. */
 static const uint16_t signatures[] = {
     MBEDTLS_TLS1_3_SIG_ECDSA_SECP256R1_SHA256, MBEDTLS_TLS1_3_SIG_ECDSA_SECP384R1_SHA384,
     MBEDTLS_TLS1_3_SIG_ECDSA_SECP521R1_SHA512, MBEDTLS_TLS1_3_SIG_RSA_PKCS1_SHA256,
@@ -903,12 +677,10 @@ static void tell_end(SSL *s, int rc)
         return;
     if (rc == MBEDTLS_ERR_NET_RECV_FAILED || rc == MBEDTLS_ERR_NET_SEND_FAILED)
         why("the connection broke: %s", strerror(s->socket_error));
-    else if (rc == MBEDTLS_ERR_SSL_FATAL_ALERT_MESSAGE) {
-        unsigned char alert = s->tls.MBEDTLS_PRIVATE(in_msg)[1];
-        why("the server refused with TLS alert %u, %s%s", alert, alert_name(alert),
-            alert_hint(alert));
-    } else if (rc == MBEDTLS_ERR_SSL_ILLEGAL_PARAMETER &&
-               mbedtls_ssl_get_version_number(&s->tls) == MBEDTLS_SSL_VERSION_TLS1_2)
+    else if (rc == MBEDTLS_ERR_SSL_FATAL_ALERT_MESSAGE)
+        tell_alert(s->tls.MBEDTLS_PRIVATE(in_msg)[1]);
+    else if (rc == MBEDTLS_ERR_SSL_ILLEGAL_PARAMETER &&
+             mbedtls_ssl_get_version_number(&s->tls) == MBEDTLS_SSL_VERSION_TLS1_2)
         why("the server signs TLS 1.2 with RSA-PSS, which is supported for TLS 1.3 only: "
             "enable TLS 1.3 there, or use an ECDSA certificate");
     else if (error_words(rc) != NULL)
@@ -934,7 +706,7 @@ static bool configure(SSL *s, mbedtls_x509_crt *ca)
     mbedtls_ssl_conf_authmode(conf, s->verify ? MBEDTLS_SSL_VERIFY_REQUIRED
                                               : MBEDTLS_SSL_VERIFY_NONE);
     mbedtls_ssl_conf_verify(conf, certificate_check, s);
-    mbedtls_ssl_conf_ca_chain(conf, ca, ctx->crl.raw.p != NULL ? &ctx->crl : NULL);
+    mbedtls_ssl_conf_ca_chain(conf, ca, NULL);
     if (rc == 0 && mbedtls_pk_get_type(&ctx->key) != MBEDTLS_PK_NONE)
         rc = mbedtls_ssl_conf_own_cert(conf, &ctx->certificate, &ctx->key);
     if (rc == 0)
@@ -993,7 +765,7 @@ int SSL_do_handshake(SSL *s)
     return ok ? 1 : -1;
 }
 
-/* ==== read and write ============================================================================
+/* ==== read and write =============================================================================
  * What nats.c expects of a call that would block: -1, SSL_ERROR_SYSCALL and errno EAGAIN. (At
  * SSL_ERROR_WANT_READ it would wait on the spot, in the middle of the event loop.) */
 
@@ -1003,7 +775,6 @@ static _Thread_local int last_error; /* of this thread's last SSL_read or SSL_wr
 
 int SSL_get_error(const SSL *s, int result)
 {
-    (void) s;
     if (result > 0)
         return ERROR_NONE;
     errno = last_error == ERROR_SYSCALL ? EAGAIN : EIO;
@@ -1044,7 +815,8 @@ static bool would_block(int rc)
     return rc == MBEDTLS_ERR_SSL_WANT_READ || rc == MBEDTLS_ERR_SSL_WANT_WRITE;
 }
 
-/* Goes on until the caller's buffer is full or nothing is left that poll would not see. */
+/* Goes on until the caller's buffer is full or nothing is left that poll would not see. (mbedTLS
+ * also says WANT_READ after a session ticket, with data of the caller's behind it.) */
 int SSL_read(SSL *s, void *buffer, int size)
 {
     size_t got = 0, room = size > 0 ? (size_t) size : 0;
@@ -1055,13 +827,13 @@ int SSL_read(SSL *s, void *buffer, int size)
         int rc = mbedtls_ssl_read(&s->tls, (unsigned char *) buffer + got, room - got);
         if (rc > 0)
             got += (size_t) rc;
-        else if (would_block(rc) && s->ahead_length == 0)
-            break; /* not merely after a session ticket, with data behind it */
+        else if (would_block(rc) && (rc == MBEDTLS_ERR_SSL_WANT_WRITE || s->ahead_length == 0))
+            break;
         else if (!would_block(rc) && rc != MBEDTLS_ERR_SSL_RECEIVED_NEW_SESSION_TICKET)
             end_session(s, rc);
     }
-    set_has_input(s, got == room && s->state == ALIVE &&
-                         (s->ahead_length > 0 || mbedtls_ssl_get_bytes_avail(&s->tls) > 0));
+    s->has_input = s->state != ALIVE ? got > 0
+                                     : s->ahead_length > 0 || mbedtls_ssl_get_bytes_avail(&s->tls);
     int result = outcome(s, got);
     pthread_mutex_unlock(&s->lock);
     return result;
@@ -1120,7 +892,7 @@ int SSL_write(SSL *s, const void *data, int size)
     return result;
 }
 
-/* ==== the loop's questions ====================================================================== */
+/* ==== the loop's questions ==================================================================== */
 
 const char *tls_version(void)
 {
@@ -1138,8 +910,6 @@ static SSL *session_on(int fd)
 
 bool tls_has_input(int fd)
 {
-    if (atomic_load(&live.with_input) == 0)
-        return false; /* nearly always, and without a lock */
     pthread_mutex_lock(&live.lock);
     const SSL *s = session_on(fd);
     bool has_input = s != NULL && s->has_input;
@@ -1159,17 +929,36 @@ bool tls_describe(int fd, char *text, size_t size)
     return suite != NULL;
 }
 
-/* ==== names that are never called ===============================================================
- * nats.c's verify callback, which is not called here, and its clean-up mention them. */
+/* ==== names with nothing to do ================================================================ */
 
-void *X509_STORE_CTX_get_current_cert(const void *c) { (void) c; return NULL; }
-int X509_STORE_CTX_get_error(const void *c) { (void) c; return 0; }
-int X509_STORE_CTX_get_error_depth(const void *c) { (void) c; return 0; }
-void *X509_STORE_CTX_get_ex_data(const void *c, int i) { (void) c, (void) i; return NULL; }
-int SSL_get_ex_data_X509_STORE_CTX_idx(void) { return 0; }
-const char *X509_verify_cert_error_string(long code) { (void) code; return ""; }
-void *X509_get_subject_name(const void *x) { (void) x; return NULL; }
-void *X509_get_issuer_name(const void *x) { (void) x; return NULL; }
-char *X509_NAME_oneline(const void *n, char *s, int l) { (void) n, (void) l; return s; }
+/* Set so in any case: a client, TLS 1.2 or later, no partial wildcards; see also "trusted CAs". */
+const void *TLS_client_method(void) { return NULL; }
+long SSL_CTX_ctrl(SSL_CTX *ctx, int command, long number, void *arg) { return 1; }
+int SSL_CTX_set_default_verify_paths(SSL_CTX *ctx) { return 1; }
+void SSL_set_connect_state(SSL *s) { }
+void SSL_set_hostflags(SSL *s, unsigned flags) { }
+
+/* What nats.c frees that was never made, and the error code that is only a key to why_text. */
+int BIO_free(PEM *text) { return 1; }
+void X509_free(PEM *text) { }
+void EVP_PKEY_free(PEM *text) { }
+void X509_INFO_free(X509_INFO *info) { }
+void OPENSSL_sk_pop_free(X509_INFO *stack, void (*release)(X509_INFO *)) { }
 void *SSL_COMP_get_compression_methods(void) { return NULL; }
-void OPENSSL_sk_free(void *stack) { (void) stack; }
+void OPENSSL_sk_free(void *stack) { }
+unsigned long ERR_get_error(void) { return 1; }
+
+/* Only for a revocation list, which is refused, and for nats.c's verify callback, which is not
+ * called here. */
+int X509_STORE_add_crl(SSL_CTX *ctx, void *crl) { return 0; }
+int SSL_set_ex_data(SSL *s, int index, void *data) { return 1; }
+void *SSL_get_ex_data(const SSL *s, int index) { return NULL; }
+int SSL_get_ex_data_X509_STORE_CTX_idx(void) { return 0; }
+void *X509_STORE_CTX_get_ex_data(const void *store, int index) { return NULL; }
+void *X509_STORE_CTX_get_current_cert(const void *store) { return NULL; }
+int X509_STORE_CTX_get_error(const void *store) { return 0; }
+int X509_STORE_CTX_get_error_depth(const void *store) { return 0; }
+const char *X509_verify_cert_error_string(long code) { return ""; }
+void *X509_get_subject_name(const void *certificate) { return NULL; }
+void *X509_get_issuer_name(const void *certificate) { return NULL; }
+char *X509_NAME_oneline(const void *name, char *text, int size) { return text; }
