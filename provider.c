@@ -85,7 +85,10 @@ __attribute__((format(printf, 1, 2), noreturn)) static void die(const char *form
     exit(1);
 }
 
-/* Milliseconds since some moment in the past; never set back, unlike the time of day. */
+/* Milliseconds since some moment in the past; never set back, unlike the time of day. The loop reads the clock once a turn
+ * and keeps it here, where everybody reads it. */
+static uint64_t now;
+
 static uint64_t monotonic_ms(void) {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
@@ -93,245 +96,215 @@ static uint64_t monotonic_ms(void) {
 }
 
 /*
- * ---- 1 memory ------------------------------------------------------------------------------------------------------
+ * ---- 1 memory --------------------------------------------------------------------------------------------------------
  *
- * Two static pools, nothing else: no brk, no mmap, no surprise after three years.
+ * Two static pools, and nothing else: no brk, no mmap, no surprise after three years.
  *
- * The *arena* is what malloc() and its family mean in this program, for the libraries as well as for libc. Blocks are
- * kept in free lists by size, two levels deep (TLSF: Masmano, Ripoll, Crespo, Real, 2004): the first level is the
- * power of two, the second divides it into sixteen. Two bit maps find a list with a block in it, so taking and giving
- * back cost the same few instructions however long the program has run, and neighbours that are free are joined.
+ * The *arena* is what malloc() means in this program, for the libraries as well as for libc. Free blocks hang in lists by
+ * size, in two levels (TLSF: Masmano, Ripoll, Crespo, Real, 2004): the first is the power of two, the second divides that
+ * into sixteen. Two bit maps find a list with a block in it, so that taking and giving back cost the same few
+ * instructions however long the program has run; neighbours that are free are joined.
  *
- * The *store* holds our own bytes that must wait: fixed chunks in chains, so that it cannot fragment and a message of
- * any size fits as long as chunks are free.
+ * The *store* holds our own bytes that must wait: equal chunks in chains, which cannot fragment, so that a message of any
+ * size fits as long as chunks are free.
  *
- * In:  sizes. Out: memory, or NULL. Touches: nothing else. Any thread may use the arena; only the loop uses the store.
+ * In:  sizes. Out: memory, or NULL. Touches: the pools. Any thread uses the arena, only the loop uses the store.
  */
-#ifndef SYSTEM_MALLOC /* sanitizers bring their own malloc */
+static struct {
+    pthread_mutex_t lock;
+    size_t in_use, peak;  /* bytes, heads included */
+    uint64_t taken;       /* how often a block was asked for, ever */
+    bool ready;
+} arena = {.lock = PTHREAD_MUTEX_INITIALIZER};
+
+#ifndef SYSTEM_MALLOC /* sanitizers bring their own */
 
 struct block {
-    struct block *before;  /* the block that lies before this one in memory, or NULL */
-    size_t size;           /* bytes of payload, a multiple of ARENA_ALIGN; the lowest bit says that the block is free */
-    struct block *next, *prev; /* in its free list; these two are payload while the block is in use */
+    struct block *before;      /* the block before this one in memory, or NULL */
+    size_t size;               /* of the payload, in bytes; the lowest bit says that the block is free */
+    struct block *next, **at;  /* only while it is free, in the payload: the next in its list, and what points to it */
 };
 
 enum {
-    ARENA_ALIGN = 16,
-    BLOCK_HEAD = offsetof(struct block, next) < ARENA_ALIGN ? ARENA_ALIGN : offsetof(struct block, next),
-    BLOCK_MIN = 2 * ARENA_ALIGN, /* smallest payload: the two list pointers fit, and splitting off less is not worth it */
-    LISTS_PER_LEVEL = 16,
-    LEVELS = 24, /* up to 16 MB << 4 */
+    ALIGN = 16,
+    HEAD = offsetof(struct block, next) < ALIGN ? ALIGN : offsetof(struct block, next),
+    LEVELS = 24, /* far above the largest arena */
 };
 
 static struct {
-    pthread_mutex_t lock;
-    uint32_t levels;            /* bit n: lists of level n are not all empty */
-    uint16_t lists[LEVELS];     /* bit m of [n]: list m of level n is not empty */
-    struct block *free[LEVELS][LISTS_PER_LEVEL];
-    bool ready;
-    size_t in_use, peak;        /* bytes, heads included */
-    uint64_t taken;             /* how often memory was asked for, ever */
-} arena = {.lock = PTHREAD_MUTEX_INITIALIZER};
-
+    uint32_t levels;         /* bit n: level n has a list that is not empty */
+    uint16_t lists[LEVELS];  /* bit m of [n]: list m of level n is not empty */
+    struct block *first[LEVELS][16];
+} heap;
 static _Alignas(4096) uint8_t arena_bytes[ARENA_BYTES + sizeof(struct block)];
 
-static inline void *payload(struct block *b) { return (uint8_t *)b + BLOCK_HEAD; }
-static inline struct block *block_of(void *p) { return (struct block *)(void *)((uint8_t *)p - BLOCK_HEAD); }
-static inline size_t size_of(const struct block *b) { return b->size & ~(size_t)1; }
-static inline bool is_free(const struct block *b) { return b->size & 1; }
-static inline struct block *block_after(struct block *b) {
-    return (struct block *)(void *)((uint8_t *)payload(b) + size_of(b));
-}
+static void *payload(struct block *b) { return (uint8_t *)b + HEAD; }
+static struct block *block_of(void *p) { return (struct block *)(void *)((uint8_t *)p - HEAD); }
+static struct block *block_after(struct block *b) { return (struct block *)(void *)((uint8_t *)b + HEAD + b->size); }
+static size_t rounded(size_t size) { return size < 2 * ALIGN ? 2 * ALIGN : (size + ALIGN - 1) & ~(size_t)(ALIGN - 1); }
+static unsigned top_bit(size_t size) { return (unsigned)(sizeof(long) * 8 - 1) - (unsigned)__builtin_clzl(size); }
 
-/* The free list for a block of this size: below 256 bytes one list for each multiple of 16, above as described. */
-static inline void list_for(size_t size, unsigned *level, unsigned *list) {
-    if (size < 256) {
-        *level = 0;
-        *list = (unsigned)(size / 16);
-    } else {
-        unsigned top = (unsigned)(sizeof(long) * 8 - 1) - (unsigned)__builtin_clzl(size);
-        *level = top - 7;
-        *list = (unsigned)(size >> (top - 4)) & 15;
-    }
+/* The list for blocks of this size: below 256 bytes one for each multiple of 16, from there on as described above. */
+static void list_for(size_t size, unsigned *level, unsigned *list) {
+    *level = size < 256 ? 0 : top_bit(size) - 7;
+    *list = (unsigned)(size < 256 ? size / 16 : size >> (top_bit(size) - 4)) & 15;
 }
 
 static void block_list(struct block *b) {
     unsigned level, list;
-    list_for(size_of(b), &level, &list);
+    list_for(b->size, &level, &list);
+    b->at = &heap.first[level][list];
+    b->next = *b->at;
+    if (b->next) b->next->at = &b->next;
+    *b->at = b;
     b->size |= 1;
-    b->prev = NULL;
-    b->next = arena.free[level][list];
-    if (b->next) b->next->prev = b;
-    arena.free[level][list] = b;
-    arena.levels |= 1u << level;
-    arena.lists[level] |= (uint16_t)(1u << list);
+    heap.levels |= 1u << level;
+    heap.lists[level] |= (uint16_t)(1u << list);
 }
 
 static void block_unlist(struct block *b) {
     unsigned level, list;
-    list_for(size_of(b), &level, &list);
     b->size &= ~(size_t)1;
-    if (b->next) b->next->prev = b->prev;
-    if (b->prev) {
-        b->prev->next = b->next;
-    } else if (!(arena.free[level][list] = b->next)) {
-        arena.lists[level] &= (uint16_t)~(1u << list);
-        if (!arena.lists[level]) arena.levels &= ~(1u << level);
-    }
+    list_for(b->size, &level, &list);
+    *b->at = b->next;
+    if (b->next) b->next->at = b->at;
+    if (!heap.first[level][list]) heap.lists[level] &= (uint16_t)~(1u << list);
+    if (!heap.lists[level]) heap.levels &= ~(1u << level);
 }
 
-/* A free block of at least this size, or NULL. Looks one list higher than the size itself, where every block fits. */
+/* A free block of at least this size, or NULL. A list may hold smaller blocks as well, so it looks one list higher. */
 static struct block *block_find(size_t size) {
     unsigned level, list;
-    if (size >= 256) size += ((size_t)1 << (sizeof(long) * 8 - 5 - (size_t)__builtin_clzl(size))) - 1;
+    if (size >= 256) size += ((size_t)1 << (top_bit(size) - 4)) - 1;
     list_for(size, &level, &list);
-    if (level >= LEVELS) return NULL;
-    uint32_t lists = arena.lists[level] & (0xffffu << list);
+    uint32_t lists = heap.lists[level] & (0xffffu << list);
     if (!lists) {
-        uint32_t levels = arena.levels & (uint32_t)(0xfffffffeull << level);
+        uint32_t levels = heap.levels & (0xfffffffeu << level);
         if (!levels) return NULL;
         level = (unsigned)__builtin_ctz(levels);
-        lists = arena.lists[level];
+        lists = heap.lists[level];
     }
-    return arena.free[level][__builtin_ctz(lists)];
+    return heap.first[level][__builtin_ctz(lists)];
 }
 
-/* Cuts a used block down to this size and gives the rest back, if the rest is worth it. */
+/* Puts a block that is in no list back, joined with its neighbours if they are free. */
+static void block_release(struct block *b) {
+    struct block *after = block_after(b), *before = b->before;
+    if (after->size & 1) {
+        block_unlist(after);
+        b->size += HEAD + after->size;
+    }
+    if (before && before->size & 1) {
+        block_unlist(before);
+        before->size += HEAD + b->size;
+        b = before;
+    }
+    block_after(b)->before = b;
+    block_list(b);
+}
+
+/* Cuts a block in use down to this size, and releases the rest if that is worth a block. */
 static void block_trim(struct block *b, size_t size) {
-    size_t rest = size_of(b) - size;
-    if (rest < BLOCK_HEAD + BLOCK_MIN) return;
-    struct block *after = block_after(b);
+    size_t rest = b->size - size;
+    if (rest < HEAD + 2 * ALIGN) return;
     b->size = size;
     struct block *cut = block_after(b);
     cut->before = b;
-    cut->size = rest - BLOCK_HEAD;
-    after->before = cut;
-    if (is_free(after)) {
-        block_unlist(after);
-        cut->size += BLOCK_HEAD + size_of(after);
-        block_after(cut)->before = cut;
-    }
-    block_list(cut);
+    cut->size = rest - HEAD;
+    block_release(cut);
 }
 
-/* One free block over the whole arena, and a used one without payload at the end, so that no block lacks a neighbour. */
+static void count_in(const struct block *b) {
+    arena.taken++;
+    arena.in_use += b->size + HEAD;
+    if (arena.in_use > arena.peak) arena.peak = arena.in_use;
+}
+
+/* One free block over the whole arena; behind it a block in use without payload, so that each has a neighbour. */
 static void arena_start(void) {
     struct block *all = (struct block *)(void *)arena_bytes;
-    all->size = ARENA_BYTES - BLOCK_HEAD;
+    all->size = ARENA_BYTES - HEAD;
     block_after(all)->before = all;
     block_list(all);
     arena.ready = true;
 }
 
-static size_t rounded(size_t size) {
-    return size < BLOCK_MIN ? BLOCK_MIN : (size + ARENA_ALIGN - 1) & ~(size_t)(ARENA_ALIGN - 1);
-}
-
-static void count_in(size_t size) {
-    arena.taken++;
-    arena.in_use += size + BLOCK_HEAD;
-    if (arena.in_use > arena.peak) arena.peak = arena.in_use;
-}
+/* Not inlined, since gcc knows what malloc() returns and takes the head before it for somebody else's memory. */
+__attribute__((noinline)) void free(void *p);
+__attribute__((noinline)) void *realloc(void *p, size_t size);
+__attribute__((noinline)) size_t malloc_usable_size(void *p);
 
 void *malloc(size_t size) {
-    if (size > ARENA_BYTES) return errno = ENOMEM, NULL;
-    size = rounded(size);
+    struct block *b = NULL;
     pthread_mutex_lock(&arena.lock);
     if (!arena.ready) arena_start();
-    struct block *b = block_find(size);
+    if (size <= ARENA_BYTES) b = block_find(rounded(size));
     if (b) {
         block_unlist(b);
-        block_trim(b, size);
-        count_in(size_of(b));
+        block_trim(b, rounded(size));
+        count_in(b);
     }
     pthread_mutex_unlock(&arena.lock);
-    if (!b) return errno = ENOMEM, NULL;
-    return payload(b);
+    if (b) return payload(b);
+    errno = ENOMEM;
+    return NULL;
 }
 
 void free(void *p) {
     if (!p) return;
-    struct block *b = block_of(p);
     pthread_mutex_lock(&arena.lock);
-    arena.in_use -= size_of(b) + BLOCK_HEAD;
-    struct block *after = block_after(b);
-    if (is_free(after)) {
-        block_unlist(after);
-        b->size += BLOCK_HEAD + size_of(after);
-    }
-    if (b->before && is_free(b->before)) {
-        struct block *before = b->before;
-        block_unlist(before);
-        before->size += BLOCK_HEAD + size_of(b);
-        b = before;
-    }
-    block_after(b)->before = b;
-    block_list(b);
+    arena.in_use -= block_of(p)->size + HEAD;
+    block_release(block_of(p));
     pthread_mutex_unlock(&arena.lock);
 }
 
 void *calloc(size_t count, size_t size) {
     size_t bytes;
-    if (__builtin_mul_overflow(count, size, &bytes)) return errno = ENOMEM, NULL;
-    void *p = malloc(bytes);
-    if (p) memset(p, 0, bytes);
-    return p;
+    void *p = __builtin_mul_overflow(count, size, &bytes) ? NULL : malloc(bytes);
+    return p ? memset(p, 0, bytes) : p;
 }
 
-/* Grows in place where the neighbour is free and large enough: nats.c's buffers grow by tenths of a megabyte. */
-static bool grow_in_place(struct block *b, size_t size) {
-    struct block *after = block_after(b);
-    if (size_of(b) < size) {
-        if (!is_free(after) || size_of(b) + BLOCK_HEAD + size_of(after) < size) return false;
+/* Grows in place where the neighbour is free and large enough: nats.c's write buffers grow by tenths of a megabyte. */
+void *realloc(void *p, size_t size) {
+    if (!p || size > ARENA_BYTES) return p ? NULL : malloc(size);
+    struct block *b = block_of(p), *after = block_after(b);
+    size_t old = b->size;
+    pthread_mutex_lock(&arena.lock);
+    if (old < rounded(size) && (after->size & 1) && old + HEAD + after->size > rounded(size)) {
         block_unlist(after);
-        b->size += BLOCK_HEAD + size_of(after);
+        b->size += HEAD + after->size;
         block_after(b)->before = b;
     }
-    block_trim(b, size);
-    return true;
-}
-
-void *realloc(void *p, size_t size) {
-    if (!p) return malloc(size);
-    if (size > ARENA_BYTES) return errno = ENOMEM, NULL;
-    struct block *b = block_of(p);
-    pthread_mutex_lock(&arena.lock);
-    size_t old = size_of(b);
-    bool done = grow_in_place(b, rounded(size));
+    bool done = b->size >= rounded(size);
     if (done) {
-        arena.in_use -= old + BLOCK_HEAD;
-        count_in(size_of(b));
+        block_trim(b, rounded(size));
+        arena.in_use -= old + HEAD;
+        count_in(b);
     }
     pthread_mutex_unlock(&arena.lock);
-    if (done) return p;
-    void *moved = malloc(size);
-    if (!moved) return NULL;
-    memcpy(moved, p, old);
-    free(p);
+    void *moved = done ? p : malloc(size);
+    if (!done && moved) {
+        memcpy(moved, p, old);
+        free(p);
+    }
     return moved;
 }
 
-size_t malloc_usable_size(void *p) { return p ? size_of(block_of(p)) : 0; }
+size_t malloc_usable_size(void *p) { return p ? block_of(p)->size : 0; }
 
-/* Whether a library may take this many bytes more without touching what other links and large messages count on. */
+/* Whether a library may take this many bytes without touching what links to come and large messages count on. */
 static bool arena_spares(size_t bytes, unsigned links_to_come) {
-    size_t kept = ARENA_IN_TRANSIT + links_to_come * (size_t)ARENA_PER_LINK;
     pthread_mutex_lock(&arena.lock);
-    bool spare = arena.in_use + bytes + kept <= ARENA_BYTES && block_find(bytes);
+    bool spares = arena.in_use + bytes + ARENA_IN_TRANSIT + links_to_come * (size_t)ARENA_PER_LINK <= ARENA_BYTES && block_find(bytes);
     pthread_mutex_unlock(&arena.lock);
-    return spare;
+    return spares;
 }
-
 #else
-#include <malloc.h>
-static struct {
-    size_t peak;
-    uint64_t taken;
-} arena;
+size_t malloc_usable_size(void *p);
 static bool arena_spares(size_t bytes, unsigned links_to_come) { return bytes + links_to_come > 0; }
 #endif
 
-/* jansson's free: configuration holds secrets, and this is the one place where all of it passes. */
+/* jansson's free: configuration holds secrets, and all of it passes here. */
 static void free_wiped(void *p) {
     if (p) sodium_memzero(p, malloc_usable_size(p));
     free(p);
@@ -342,86 +315,58 @@ struct chunk {
     struct chunk *next;
     uint8_t bytes[STORE_CHUNK - sizeof(void *)];
 };
+enum { CHUNK = sizeof(((struct chunk *)0)->bytes) };
 
 struct chain {
     struct chunk *first, *last;
-    size_t len;    /* bytes in it */
-    size_t taken;  /* bytes of the first chunk that were taken out already */
+    size_t len, taken;  /* bytes in it; bytes of the first chunk that were taken out before */
 };
 
 static struct {
     struct chunk chunks[STORE_BYTES / STORE_CHUNK];
-    struct chunk *free;  /* chunks that were used and given back: these first, their pages are resident */
+    struct chunk *free;  /* those that were used before: their pages are resident */
     size_t fresh;        /* chunks from this one on were never used */
     size_t in_use;       /* chunks */
 } store;
 
-static struct chunk *chunk_take(void) {
-    struct chunk *c = store.free;
-    if (c) {
-        store.free = c->next;
-    } else if (store.fresh < COUNT_OF(store.chunks)) {
-        c = &store.chunks[store.fresh++];
-    } else {
-        return NULL;
-    }
-    store.in_use++;
-    c->next = NULL;
-    return c;
-}
+/* Where the next byte goes within the last chunk; 0: into a new one. */
+static size_t chain_end(const struct chain *c) { return (c->taken + c->len) % CHUNK; }
 
-static void chunk_give(struct chunk *c) {
-    c->next = store.free;
-    store.free = c;
-    store.in_use--;
-}
-
-/* Where the next byte of the chain goes within its last chunk. */
-static size_t chain_end(const struct chain *c) { return (c->taken + c->len) % sizeof(c->last->bytes); }
-
-/* Whether an owner that holds `held` chunks may add this many bytes; see STORE_BYTES. Exact: chain_add does not fail
- * after this said yes. */
+/* Whether an owner of `held` chunks may add this many bytes; see STORE_BYTES. chain_add() does not fail after a yes. */
 static bool store_spares(const struct chain *c, size_t held, size_t bytes) {
-    size_t end = c->last ? chain_end(c) : 0;
-    size_t room = end ? sizeof(c->last->bytes) - end : 0;
-    size_t chunks = bytes > room ? (bytes - room + sizeof(c->last->bytes) - 1) / sizeof(c->last->bytes) : 0;
-    size_t free_now = COUNT_OF(store.chunks) - store.in_use;
-    return chunks <= free_now && held + chunks <= 2 * (free_now - chunks) + 1;
+    size_t room = chain_end(c) ? CHUNK - chain_end(c) : 0;
+    size_t chunks = bytes > room ? (bytes - room + CHUNK - 1) / CHUNK : 0, left = COUNT_OF(store.chunks) - store.in_use;
+    return chunks == 0 || (chunks <= left && held + chunks <= 2 * (left - chunks) + 1);
 }
 
 /* Puts bytes at the end. `held` is the owner's count of chunks. The caller has asked store_spares() for all of them. */
 static void chain_add(struct chain *c, size_t *held, const void *bytes, size_t len) {
     const uint8_t *from = bytes;
-    while (len > 0) {
-        size_t end = c->last ? chain_end(c) : 0;
+    for (size_t n; len > 0; from += n, len -= n, c->len += n) {
+        size_t end = chain_end(c);
         if (end == 0) {
-            struct chunk *more = chunk_take();
-            if (!more) abort(); /* the caller did not ask */
+            struct chunk *more = store.free ? store.free : &store.chunks[store.fresh++];
+            if (store.free) store.free = more->next;
+            more->next = NULL;
+            store.in_use++;
             ++*held;
             if (c->last) c->last->next = more;
             else c->first = more;
             c->last = more;
         }
-        size_t n = MIN(len, sizeof(c->last->bytes) - end);
+        n = MIN(len, CHUNK - end);
         memcpy(c->last->bytes + end, from, n);
-        from += n;
-        len -= n;
-        c->len += n;
     }
 }
 
-/* Copies bytes out, from a place in the chain, and leaves them there. */
+/* Copies bytes out, from a place in the chain on, and leaves them in it. */
 static void chain_copy(const struct chain *c, size_t from, void *to, size_t len) {
     const struct chunk *chunk = c->first;
     uint8_t *out = to;
-    for (from += c->taken; from >= sizeof(chunk->bytes); from -= sizeof(chunk->bytes)) chunk = chunk->next;
-    while (len > 0) {
-        size_t n = MIN(len, sizeof(chunk->bytes) - from);
+    for (from += c->taken; from >= CHUNK; from -= CHUNK) chunk = chunk->next;
+    for (size_t n; len > 0; out += n, len -= n, from = 0, chunk = chunk->next) {
+        n = MIN(len, CHUNK - from);
         memcpy(out, chunk->bytes + from, n);
-        out += n;
-        len -= n;
-        from = 0;
-        chunk = chunk->next;
     }
 }
 
@@ -429,17 +374,18 @@ static void chain_copy(const struct chain *c, size_t from, void *to, size_t len)
 static void chain_drop(struct chain *c, size_t *held, size_t len) {
     c->len -= len;
     c->taken += len;
-    while (c->first && (c->taken >= sizeof(c->first->bytes) || c->len == 0)) {
+    while (c->first && (c->taken >= CHUNK || c->len == 0)) {
         struct chunk *gone = c->first;
         c->first = gone->next;
-        c->taken = c->len == 0 ? 0 : c->taken - sizeof(gone->bytes);
-        chunk_give(gone);
+        c->taken = c->len == 0 ? 0 : c->taken - CHUNK;
+        gone->next = store.free;
+        store.free = gone;
+        store.in_use--;
         --*held;
     }
     if (!c->first) *c = (struct chain){0};
 }
 
-static void chain_clear(struct chain *c, size_t *held) { chain_drop(c, held, c->len); }
 /*
  * ---- 2 log -----------------------------------------------------------------------------------------------------------
  *
@@ -449,7 +395,7 @@ static void chain_clear(struct chain *c, size_t *held) { chain_drop(c, held, c->
  * In:  words, and what they are about (a link, the lattice). Out: a line. Only the loop's thread logs.
  */
 enum level { LEVEL_OFF, LEVEL_CRITICAL, LEVEL_ERROR, LEVEL_WARN, LEVEL_INFO, LEVEL_DEBUG, LEVEL_TRACE };
-static const char *const level_names[] = {"off", "critical", "error", "warn", "info", "debug", "trace"};
+static const char *const level_names[] = {"OFF", "CRITICAL", "ERROR", "WARN", "INFO", "DEBUG", "TRACE"};
 
 static struct {
     enum level level;
@@ -457,115 +403,90 @@ static struct {
     uint64_t lost;  /* lines that nobody read */
 } logger = {.level = LEVEL_INFO};
 
-/* Appends text for a JSON string (quoted) or for a terminal: no control character gets out, and in JSON no byte that
- * is not ASCII either, since a line may be cut in the middle of a character. Returns the new end. */
-static size_t put_escaped(char *out, size_t at, size_t size, const char *text, bool json) {
-    for (const unsigned char *c = (const unsigned char *)text; *c && at + 2 < size; c++) {
-        if (json && (*c == '"' || *c == '\\')) out[at++] = '\\';
-        out[at++] = *c < ' ' || *c == 0x7f || (json && *c > 0x7f) ? '?' : (char)*c;
+/* Copies text for a terminal, or for a JSON string: no control character gets through, and into JSON only ASCII, since
+ * text may have been cut within a character. */
+static const char *escaped(char *out, size_t size, const char *text, bool json) {
+    size_t n = 0;
+    for (const unsigned char *c = (const unsigned char *)text; *c && n + 3 < size; c++) {
+        if (json && (*c == '"' || *c == '\\')) out[n++] = '\\';
+        out[n++] = *c < ' ' || *c == 0x7f || (json && *c > 0x7f) ? '?' : (char)*c;
     }
-    return at;
+    out[n] = 0;
+    return out;
 }
 
-static size_t put_text(char *out, size_t at, size_t size, const char *text) {
-    size_t n = MIN(strlen(text), size - at - 1);
-    memcpy(out + at, text, n);
-    return at + n;
-}
+/* What a line can be about, and which of its lines came lately: where one would repeat thousands of times, the first few
+ * are written, the rest is counted, and the count is written when GATE_MS are over. */
+enum { GATES = 8, GATE_LINES = 5, GATE_MS = 5000 };
 
-/* The moment, as RFC 3339 with milliseconds. */
-static void put_time(char out[32]) {
+struct topic {
+    const char *kind;      /* "link", "lattice", "provider" */
+    char name[256];
+    struct gate {
+        const char *format; /* tells one line from another */
+        uint64_t until;
+        unsigned lines, held;
+        char last[96];
+    } gates[GATES];
+};
+
+static void write_line(const struct topic *topic, enum level level, const char *words) {
+    char safe[1200], who[300], when[32], line[1800];
     struct timespec t;
     struct tm tm;
     clock_gettime(CLOCK_REALTIME, &t);
-    gmtime_r(&t.tv_sec, &tm);
-    size_t n = strftime(out, 32, "%Y-%m-%dT%H:%M:%S", &tm);
-    (void)snprintf(out + n, 32 - n, ".%03dZ", (int)(t.tv_nsec / 1000000));
-}
-
-static void write_line(const char *line, size_t len) {
+    (void)strftime(when, sizeof(when), "%Y-%m-%dT%H:%M:%S", gmtime_r(&t.tv_sec, &tm));
+    (void)snprintf(when + strlen(when), 8, ".%03dZ", (int)(t.tv_nsec / 1000000));
+    (void)escaped(safe, sizeof(safe), words, logger.json);
+    (void)escaped(who, sizeof(who), topic->name, logger.json);
+    const char *form = logger.json ? "{\"timestamp\":\"%s\",\"level\":\"%s\",\"%s\":\"%s\",\"message\":\"%s\"}\n" : "%s %-5s %s %s: %s\n";
+    int n = snprintf(line, sizeof(line), form, when, level_names[level], topic->kind, who, safe);
     struct pollfd out = {.fd = STDERR_FILENO, .events = POLLOUT};
-    if (poll(&out, 1, 0) != 1 || !(out.revents & POLLOUT) || write(STDERR_FILENO, line, len) < 0) logger.lost++;
+    if (poll(&out, 1, 0) != 1 || !(out.revents & POLLOUT) || write(STDERR_FILENO, line, (size_t)n) < 0) logger.lost++;
 }
 
-/* `kind` and `name` say what the line is about: ("link", "echo -> messaging-nats (default)"), or NULL for neither. */
-__attribute__((format(printf, 4, 5))) static void log_about(enum level level, const char *kind, const char *name,
-                                                            const char *format, ...) {
-    if (level > logger.level) return;
-    char words[1024], line[2048], when[32], upper[16] = "";
+/* Writes the count of what was held back, when its time has come. */
+static void topic_tick(struct topic *topic) {
+    for (struct gate *g = topic->gates; g < topic->gates + GATES; g++) {
+        char words[160];
+        if (!g->held || now < g->until) continue;
+        (void)snprintf(words, sizeof(words), "%u more lines like this in %d s: %s", g->held, GATE_MS / 1000, g->last);
+        write_line(topic, LEVEL_WARN, words);
+        g->until = now + GATE_MS;
+        g->held = 0;
+    }
+}
+
+__attribute__((format(printf, 3, 4))) static void say(struct topic *topic, enum level level, const char *format, ...) {
+    char words[1024];
+    struct gate *g = topic->gates, *oldest = g;
     va_list args;
+    if (level > logger.level) return;
+    for (; g < topic->gates + GATES && g->format != format; g++)
+        if (g->until < oldest->until) oldest = g;
+    if (g == topic->gates + GATES) g = oldest;
+    if (g->format != format || (now >= g->until && !g->held)) *g = (struct gate){.format = format, .until = now + GATE_MS};
     va_start(args, format);
     (void)vsnprintf(words, sizeof(words), format, args);
     va_end(args);
-    put_time(when);
-    for (size_t i = 0; level_names[level][i]; i++) upper[i] = (char)toupper(level_names[level][i]);
-    size_t at, size = sizeof(line) - 4;
-    if (logger.json) {
-        at = (size_t)snprintf(line, size, "{\"timestamp\":\"%s\",\"level\":\"%s\"", when, upper);
-        if (kind) {
-            at += (size_t)snprintf(line + at, size - at, ",\"%s\":\"", kind);
-            at = put_escaped(line, at, size - 64, name, true);
-            line[at++] = '"';
-        }
-        at = put_text(line, at, size, ",\"message\":\"");
-        at = put_escaped(line, at, size, words, true);
-        at = put_text(line, at, sizeof(line), "\"}\n");
-    } else {
-        at = (size_t)snprintf(line, size, "%s %-5s %s%s", when, upper, kind ? kind : "", kind ? " " : "");
-        if (kind && *name) at = put_escaped(line, at, size - 64, name, false);
-        if (kind) at = put_text(line, at, size, ": ");
-        at = put_escaped(line, at, size, words, false);
-        at = put_text(line, at, sizeof(line), "\n");
-    }
-    write_line(line, at);
-}
-#define log_line(level, ...) log_about(level, NULL, NULL, __VA_ARGS__)
-
-/* Things that may happen thousands of times a second. The first few of each kind and link are written as they come,
- * the rest is counted, and the count is written when GATE_MS are over. */
-enum gate_kind {
-    GATE_ERROR_RESULT, GATE_FAILED, GATE_TIMEOUT, GATE_NOBODY, GATE_DROPPED, GATE_REFUSED, GATE_SERVER, GATE_KINDS
-};
-static const char *const gate_names[GATE_KINDS] = {
-    "messages that the component answered with an error", "calls that failed", "calls that timed out",
-    "messages for which no component runs", "messages dropped", "calls refused", "errors from the server",
-};
-enum { GATE_LINES = 5, GATE_MS = 5000 };
-
-struct gate {
-    uint64_t until;
-    unsigned lines, held;
-};
-
-static bool gate_open(struct gate *g, uint64_t now) {
-    if (now >= g->until && g->held == 0) *g = (struct gate){.until = now + GATE_MS};
-    if (g->lines < GATE_LINES) return g->lines++, true;
-    return g->held++, false;
-}
-
-static void gates_tick(struct gate gates[GATE_KINDS], const char *kind, const char *name, uint64_t now) {
-    for (int i = 0; i < GATE_KINDS; i++) {
-        if (!gates[i].held || now < gates[i].until) continue;
-        log_about(LEVEL_WARN, kind, name, "%u more %s in the last %d s", gates[i].held, gate_names[i], GATE_MS / 1000);
-        gates[i] = (struct gate){.until = now + GATE_MS, .lines = GATE_LINES};
-    }
+    (void)snprintf(g->last, sizeof(g->last), "%.95s", words);
+    if (g->lines < GATE_LINES) write_line(topic, level, words);
+    if (g->lines++ >= GATE_LINES) g->held++;
 }
 
 /* A level by its name. RUST_LOG may also name single modules ("info,async_nats=warn"): the part without "=" counts. */
-static bool level_by_name(const char *name, enum level *level) {
-    while (*name) {
-        size_t n = strcspn(name, ",");
+static void set_level(const char *text) {
+    for (size_t n; *text; text += n + (text[n] == ',')) {
+        n = strcspn(text, ",");
         for (size_t i = 0; i < COUNT_OF(level_names); i++)
-            if (strlen(level_names[i]) == n && strncasecmp(name, level_names[i], n) == 0) return *level = (enum level)i, true;
-        name += n + (name[n] == ',');
+            if (strlen(level_names[i]) == n && strncasecmp(text, level_names[i], n) == 0) logger.level = (enum level)i;
     }
-    return false;
 }
 
 /*
  * ---- 3 wire values ---------------------------------------------------------------------------------------------------
  *
- * wRPC encodes values as the component model does. protocol: the component model's value encoding; wrpc-transport.
+ * wRPC writes values as the component model does (protocol: its value encoding; wrpc-transport):
  *
  *     u32               unsigned LEB128, at most 5 bytes
  *     string, list<u8>  length as u32, then the bytes; strings are UTF-8
@@ -573,8 +494,8 @@ static bool level_by_name(const char *name, enum level *level) {
  *     result<T, E>      00 and T, or 01 and E
  *     record, params    the fields in order, nothing between
  *
- * Nothing here is framed: parameters that come in pieces are whole when they decode. So decoding ends in one of three
- * ways, and says how many bytes are needed at least before it is worth another try.
+ * Nothing is framed: parameters that come in pieces are whole when they decode. So decoding ends in one of three ways, and
+ * says how many bytes it takes at least before another try is worth while.
  *
  * In:  bytes of strangers. Out: spans that point into them, checked; or bytes in a buffer. Touches: nothing.
  */
@@ -582,7 +503,7 @@ enum decoded { WHOLE, NEEDS_MORE, MALFORMED };
 
 struct reader {
     const uint8_t *start, *at, *end;
-    size_t needs;  /* bytes from the start on, when the answer is NEEDS_MORE */
+    size_t needs;  /* after NEEDS_MORE: bytes, counted from the start */
 };
 
 /* protocol: broker-message of wasmcloud:messaging/types@0.2.0 */
@@ -602,10 +523,9 @@ static enum decoded read_u32(struct reader *r, uint32_t *value) {
         if (i >= (size_t)(r->end - r->at)) return needs(r, i + 1);
         v |= (uint64_t)(r->at[i] & 0x7f) << (7 * i);
         if (r->at[i] & 0x80) continue;
-        if (v > UINT32_MAX) return MALFORMED;
         r->at += i + 1;
         *value = (uint32_t)v;
-        return WHOLE;
+        return v > UINT32_MAX ? MALFORMED : WHOLE;
     }
     return MALFORMED;
 }
@@ -623,15 +543,13 @@ static enum decoded read_bytes(struct reader *r, struct span *s) {
 /* Whether these bytes are UTF-8: no overlong form, no surrogate, nothing beyond U+10FFFF (RFC 3629). */
 static bool is_utf8(struct span s) {
     const uint8_t *c = (const uint8_t *)s.at, *end = c + s.len;
-    while (c < end) {
-        if (*c < 0x80) { c++; continue; }
-        size_t more = *c >= 0xf0 ? 3 : *c >= 0xe0 ? 2 : 1;
-        if (*c < 0xc2 || *c > 0xf4 || (size_t)(end - c) <= more) return false;
+    for (size_t more; c < end; c += more + 1) {
+        more = *c < 0x80 ? 0 : *c < 0xe0 ? 1 : *c < 0xf0 ? 2 : 3;
+        if ((*c > 0x7f && *c < 0xc2) || *c > 0xf4 || (size_t)(end - c) <= more) return false;
         for (size_t i = 1; i <= more; i++)
             if ((c[i] & 0xc0) != 0x80) return false;
-        if ((c[0] == 0xe0 && c[1] < 0xa0) || (c[0] == 0xed && c[1] > 0x9f) || (c[0] == 0xf0 && c[1] < 0x90) ||
-            (c[0] == 0xf4 && c[1] > 0x8f)) return false;
-        c += more + 1;
+        if ((*c == 0xe0 && c[1] < 0xa0) || (*c == 0xed && c[1] > 0x9f)) return false;
+        if ((*c == 0xf0 && c[1] < 0x90) || (*c == 0xf4 && c[1] > 0x8f)) return false;
     }
     return true;
 }
@@ -641,28 +559,22 @@ static enum decoded read_string(struct reader *r, struct span *s) {
     return d == WHOLE && !is_utf8(*s) ? MALFORMED : d;
 }
 
-static enum decoded read_tag(struct reader *r, bool *tag) {
-    if (r->at == r->end) return needs(r, 1);
-    if (*r->at > 1) return MALFORMED;
-    *tag = *r->at++;
-    return WHOLE;
-}
-
 /* The parameters of publish: (broker-message). */
 static enum decoded read_publish(struct reader *r, struct message *m) {
     enum decoded d = read_string(r, &m->subject);
     if (d == WHOLE) d = read_bytes(r, &m->body);
-    if (d == WHOLE) d = read_tag(r, &m->has_reply);
-    if (d == WHOLE && m->has_reply) d = read_string(r, &m->reply_to);
-    return d;
+    if (d != WHOLE) return d;
+    if (r->at == r->end) return needs(r, 1);
+    if (*r->at > 1) return MALFORMED;
+    m->has_reply = *r->at++;
+    return m->has_reply ? read_string(r, &m->reply_to) : WHOLE;
 }
 
 /* The parameters of request: (subject, body, timeout-ms). */
 static enum decoded read_request(struct reader *r, struct message *m, uint32_t *timeout_ms) {
     enum decoded d = read_string(r, &m->subject);
     if (d == WHOLE) d = read_bytes(r, &m->body);
-    if (d == WHOLE) d = read_u32(r, timeout_ms);
-    return d;
+    return d == WHOLE ? read_u32(r, timeout_ms) : d;
 }
 
 static size_t write_u32(uint8_t *out, uint32_t value) {
@@ -678,7 +590,7 @@ static size_t write_bytes(uint8_t *out, struct span s) {
     return n + s.len;
 }
 
-/* The most bytes that a message with these lengths is encoded in; write_message() writes no more. */
+/* write_message() writes no more bytes than this. */
 static size_t message_room(const struct message *m) { return m->subject.len + m->body.len + m->reply_to.len + 16; }
 
 static size_t write_message(uint8_t *out, const struct message *m) {
@@ -688,14 +600,13 @@ static size_t write_message(uint8_t *out, const struct message *m) {
     return m->has_reply ? n + write_bytes(out + n, m->reply_to) : n;
 }
 
-/* The result of handle-message, result<_, string>, which may come in any number of pieces: read byte by byte, so that
- * nothing of it needs to be kept but the beginning of the words. Made by = {0}. */
+/* The result of handle-message, result<_, string>, in any number of pieces: read byte by byte, so that nothing of it is
+ * kept but the beginning of the words. Made by = {0}. */
 struct result {
     enum { AT_TAG, AT_LENGTH, AT_WORDS, AT_END } at;
-    uint8_t shift;       /* of the next byte of the length */
+    uint8_t shift, kept;  /* of the next byte of the length; bytes of words */
     bool is_error;
-    uint64_t len;        /* of the words still to come */
-    uint8_t kept;
+    uint64_t len;         /* of the words still to come */
     char words[120];
 };
 
@@ -708,8 +619,7 @@ static enum decoded read_result(struct result *r, const uint8_t *bytes, size_t l
         } else if (r->at == AT_LENGTH) {
             r->len |= (uint64_t)(*bytes & 0x7f) << r->shift;
             r->shift = (uint8_t)(r->shift + 7);
-            if (*bytes & 0x80 && r->shift == 35) return MALFORMED;
-            if (r->len > UINT32_MAX) return MALFORMED;
+            if ((*bytes & 0x80 && r->shift == 35) || r->len > UINT32_MAX) return MALFORMED;
             if (!(*bytes & 0x80)) r->at = r->len ? AT_WORDS : AT_END;
         } else {
             if (r->kept < sizeof(r->words) - 1) r->words[r->kept++] = (char)*bytes;
@@ -719,53 +629,49 @@ static enum decoded read_result(struct result *r, const uint8_t *bytes, size_t l
     return r->at == AT_END ? WHOLE : NEEDS_MORE;
 }
 
-/* Whether a subject may go into the NATS protocol: what has a space or a control character in it would be a command of
- * somebody else's choice, and empty tokens are refused by servers, for good. `wildcards`: `*` and `>` may be tokens.
- * protocol: NATS, "Subject-Based Messaging" and the client protocol. */
+static struct span span_of(const char *text) { return (struct span){text, text ? strlen(text) : 0}; }
+
+/* Whether a subject may go into the NATS protocol: a space or a control character in it would begin a command of somebody
+ * else's choice, and an empty token is refused by servers. `wildcards`: `*` and `>` may be tokens. protocol: NATS,
+ * "Subject-Based Messaging". */
 static bool is_subject(struct span s, bool wildcards) {
-    if (s.len == 0 || s.len > SUBJECT_MAX) return false;
     size_t token = 0;
     for (size_t i = 0; i <= s.len; i++) {
         unsigned char c = i < s.len ? (unsigned char)s.at[i] : '.';
         if (c <= ' ' || c == 0x7f) return false;
-        if (c != '.') { token++; continue; }
-        if (token == 0) return false;
+        if (c != '.') {
+            token++;
+            continue;
+        }
         char only = token == 1 ? s.at[i - 1] : 0;
-        if ((only == '*' || only == '>') && !wildcards) return false;
-        if (only == '>' && i != s.len) return false;
+        if (token == 0 || ((only == '*' || only == '>') && !wildcards) || (only == '>' && i != s.len)) return false;
         token = 0;
     }
-    return true;
+    return s.len <= SUBJECT_MAX;
 }
-
-static struct span span_of(const char *text) { return (struct span){text, text ? strlen(text) : 0}; }
 
 /*
  * ---- 4 keys and secrets ----------------------------------------------------------------------------------------------
  *
  * nkeys are base32 of prefix bytes, 32 key bytes and a CRC. Two sorts meet us: the X25519 keys ("X…", seed "SX…") with
- * which a host seals the secrets of a link for this provider, and the Ed25519 seeds ("SU…") that prove a NATS user.
- * protocol: the crate nkeys; wasmCloud's secrets-client and provider-sdk.
+ * which a host seals the secrets of a link for this provider, and the seeds of NATS users ("SU…"). protocol: the crate
+ * nkeys; wasmCloud's secrets-client and provider-sdk.
  *
- * In:  strings of the host. Out: keys, plain secrets, signatures. Touches: the one box key below. What is secret is
- * wiped by whoever held it.
+ * In:  strings of the host. Out: keys, opened secrets. Touches: the box key below. Who holds a secret wipes it.
  */
-enum { NKEY_SEED_LEN = 58, NKEY_PUBLIC_LEN = 56, NKEY_BYTES_MAX = 36 };
-enum { PREFIX_X_PUBLIC = 0xb8, PREFIX_SEED = 0x95, PREFIX_SEED_X = 0xc0, PREFIX_SEED_USER = 0x00 };
-
+enum { X_PUBLIC = 0xb8, SEED = 0x95, SEED_OF_X = 0xc0, SEED_OF_USER = 0x00, NKEY_PUBLIC_LEN = 56 };
 static const char base32_digits[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567";
 
-/* CRC-16/XMODEM. */
-static uint16_t crc16(const uint8_t *bytes, size_t len) {
+static uint16_t crc16(const uint8_t *bytes, size_t len) { /* XMODEM's */
     uint16_t crc = 0;
-    for (size_t i = 0; i < len; i++) {
-        crc = (uint16_t)(crc ^ (uint16_t)(bytes[i] << 8));
-        for (int bit = 0; bit < 8; bit++) crc = (uint16_t)(crc & 0x8000 ? crc << 1 ^ 0x1021 : crc << 1);
+    for (size_t i = 0; i < 8 * len; i++) {
+        if (i % 8 == 0) crc = (uint16_t)(crc ^ bytes[i / 8] << 8);
+        crc = (uint16_t)(crc & 0x8000 ? crc << 1 ^ 0x1021 : crc << 1);
     }
     return crc;
 }
 
-/* Decodes base32 without padding into exactly `want` bytes, of which the last two are the CRC over the others. */
+/* Decodes base32 without padding into `want` bytes, of which the last two are the CRC of the others. */
 static bool nkey_decode(struct span text, uint8_t *out, size_t want) {
     uint32_t bits = 0;
     size_t have = 0, n = 0;
@@ -777,39 +683,34 @@ static bool nkey_decode(struct span text, uint8_t *out, size_t want) {
         have += 5;
         if (have < 8) continue;
         have -= 8;
-        if (n < want) out[n++] = (uint8_t)(bits >> have);
+        out[n++] = (uint8_t)(bits >> have);
     }
-    if (n != want || (bits & ((1u << have) - 1)) != 0) return false;
-    return crc16(out, want - 2) == (out[want - 2] | out[want - 1] << 8);
+    return (bits & ((1u << have) - 1)) == 0 && crc16(out, want - 2) == (out[want - 2] | out[want - 1] << 8);
 }
 
-/* The 32 secret bytes of a seed of this kind (PREFIX_SEED_…). */
+/* The 32 secret bytes of a seed of this kind. */
 static bool nkey_seed(struct span text, uint8_t kind, uint8_t secret[32]) {
-    uint8_t raw[NKEY_BYTES_MAX];
-    bool ok = nkey_decode(text, raw, 36) && raw[0] == PREFIX_SEED && raw[1] == kind;
+    uint8_t raw[36];
+    bool ok = nkey_decode(text, raw, sizeof(raw)) && raw[0] == SEED && raw[1] == kind;
     if (ok) memcpy(secret, raw + 2, 32);
     sodium_memzero(raw, sizeof(raw));
     return ok;
 }
 
-static bool nkey_x_public(struct span text, uint8_t key[32]) {
-    uint8_t raw[NKEY_BYTES_MAX];
-    if (!nkey_decode(text, raw, 35) || raw[0] != PREFIX_X_PUBLIC) return false;
-    memcpy(key, raw + 1, 32);
-    return true;
+static bool is_user_seed(const char *text) {
+    uint8_t secret[32];
+    bool ok = nkey_seed((struct span){text, strlen(text)}, SEED_OF_USER, secret);
+    sodium_memzero(secret, sizeof(secret));
+    return ok;
 }
 
 static void nkey_x_encode(const uint8_t key[32], char text[NKEY_PUBLIC_LEN + 1]) {
-    uint8_t raw[35] = {PREFIX_X_PUBLIC};
+    uint8_t raw[36] = {X_PUBLIC};
     memcpy(raw + 1, key, 32);
-    uint16_t crc = crc16(raw, 33);
-    raw[33] = (uint8_t)crc;
-    raw[34] = (uint8_t)(crc >> 8);
-    for (size_t i = 0; i < NKEY_PUBLIC_LEN; i++) {
-        size_t bit = i * 5, byte = bit / 8;
-        unsigned two = (unsigned)raw[byte] << 8 | (byte + 1 < sizeof(raw) ? raw[byte + 1] : 0u);
-        text[i] = base32_digits[two >> (11 - bit % 8) & 31];
-    }
+    raw[33] = (uint8_t)crc16(raw, 33);
+    raw[34] = (uint8_t)(crc16(raw, 33) >> 8);
+    for (size_t i = 0, bit = 0; i < NKEY_PUBLIC_LEN; i++, bit += 5)
+        text[i] = base32_digits[(raw[bit / 8] << 8 | raw[bit / 8 + 1]) >> (11 - bit % 8) & 31];
     text[NKEY_PUBLIC_LEN] = 0;
 }
 
@@ -817,88 +718,70 @@ static void nkey_x_encode(const uint8_t key[32], char text[NKEY_PUBLIC_LEN + 1])
 static struct {
     bool set;
     uint8_t shared[crypto_box_BEFORENMBYTES];
-    char public_key[NKEY_PUBLIC_LEN + 1];  /* ours: the host puts links that hold secrets to this name */
+    char public_key[NKEY_PUBLIC_LEN + 1];  /* ours: the host puts new links to this name */
 } box;
 
-/* Takes both xkeys of the host data; the caller wipes the seed. */
 static bool box_start(struct span host_public, struct span our_seed) {
-    uint8_t secret[32], host[32], ours[32];
-    bool ok = nkey_seed(our_seed, PREFIX_SEED_X, secret) && nkey_x_public(host_public, host) &&
-              crypto_scalarmult_base(ours, secret) == 0 && crypto_box_beforenm(box.shared, host, secret) == 0;
+    uint8_t secret[32], host[35], ours[32];
+    bool ok = nkey_seed(our_seed, SEED_OF_X, secret) && nkey_decode(host_public, host, sizeof(host)) && host[0] == X_PUBLIC &&
+              crypto_scalarmult_base(ours, secret) == 0 && crypto_box_beforenm(box.shared, host + 1, secret) == 0;
     sodium_memzero(secret, sizeof(secret));
     if (ok) nkey_x_encode(ours, box.public_key);
     return box.set = ok;
 }
 
-enum { SECRET_SEALED_MAX = 256 * 1024, SECRET_NONCE = crypto_box_NONCEBYTES, SECRET_HEAD = 4 + SECRET_NONCE };
-
 /* Opens the sealed secrets of a link: "xkv1", a nonce, a NaCl box of a JSON object. Returns the object, or NULL and why.
  * protocol: the crate nkeys, xkeys.rs. */
 static json_t *box_open(const uint8_t *sealed, size_t len, const char **why) {
+    const size_t head = 4 + crypto_box_NONCEBYTES;
     json_t *secrets = NULL;
-    *why = "they are too short";
-    if (len < SECRET_HEAD + crypto_box_MACBYTES) return NULL;
-    *why = "they do not begin with xkv1";
-    if (memcmp(sealed, "xkv1", 4) != 0) return NULL;
-    *why = "the host data has no xkeys to open them with";
+    *why = "the host data has no xkeys to open its secrets with";
     if (!box.set) return NULL;
-    size_t plain_len = len - SECRET_HEAD - crypto_box_MACBYTES;
+    *why = "its secrets do not begin with xkv1, or are too short";
+    if (len < head + crypto_box_MACBYTES || memcmp(sealed, "xkv1", 4) != 0) return NULL;
+    size_t plain_len = len - head - crypto_box_MACBYTES;
     uint8_t *plain = malloc(plain_len + 1);
     *why = "out of memory";
     if (!plain) return NULL;
-    *why = "they were sealed for another provider, or changed on the way";
-    if (crypto_box_open_easy_afternm(plain, sealed + SECRET_HEAD, len - SECRET_HEAD, sealed + 4, box.shared) == 0) {
-        *why = "they are no JSON object";
+    *why = "its secrets were sealed for another provider, or changed on the way";
+    if (crypto_box_open_easy_afternm(plain, sealed + head, len - head, sealed + 4, box.shared) == 0) {
+        *why = "its secrets are no JSON object";
         secrets = json_loadb((const char *)plain, plain_len, 0, NULL);
-        if (!json_is_object(secrets)) {
-            json_decref(secrets);
-            secrets = NULL;
-        }
     }
     sodium_memzero(plain, plain_len);
     free(plain);
-    return secrets;
+    if (json_is_object(secrets)) return secrets;
+    json_decref(secrets);
+    return NULL;
 }
 
-/* The bytes of a JSON array of numbers from 0 to 255, as the host writes bytes. Returns memory that the caller wipes and
- * frees, or NULL. */
+/* The bytes of a JSON array of numbers from 0 to 255. Returns memory that the caller wipes and frees, or NULL. */
 static uint8_t *bytes_of_json(const json_t *array, size_t *len) {
+    size_t i;
+    const json_t *v;
     *len = json_array_size(array);
-    uint8_t *bytes = *len && *len <= SECRET_SEALED_MAX ? malloc(*len) : NULL;
-    for (size_t i = 0; bytes && i < *len; i++) {
-        const json_t *v = json_array_get(array, i);
-        if (!json_is_integer(v) || json_integer_value(v) < 0 || json_integer_value(v) > 255) {
-            free(bytes);
-            return NULL;
+    uint8_t *bytes = *len ? malloc(*len) : NULL;
+    json_array_foreach(array, i, v) {
+        if (bytes && json_is_integer(v) && json_integer_value(v) >= 0 && json_integer_value(v) <= 255) {
+            bytes[i] = (uint8_t)json_integer_value(v);
+            continue;
         }
-        bytes[i] = (uint8_t)json_integer_value(v);
+        free_wiped(bytes);
+        return NULL;
     }
     return bytes;
 }
 
-/* A SecretValue as a string: {"kind":"String","value":"…"} or {"kind":"Bytes","value":[…]} with UTF-8 in it. NULL if it
- * is neither. protocol: wasmCloud's secrets-client, types.rs. */
+/* A SecretValue as a string: {"kind":"String","value":"…"}, or {"kind":"Bytes","value":[…]} with UTF-8 in it. NULL if it is
+ * neither. protocol: wasmCloud's secrets-client, types.rs. */
 static json_t *secret_text(const json_t *secret) {
-    const char *kind = json_string_value(json_object_get(secret, "kind"));
-    json_t *value = json_object_get(secret, "value");
-    if (kind && strcmp(kind, "String") == 0 && json_is_string(value)) return json_incref(value);
-    if (!kind || strcmp(kind, "Bytes") != 0) return NULL;
+    const json_t *value = json_object_get(secret, "value");
     size_t len = 0;
+    if (json_is_string(value)) return json_copy((json_t *)(uintptr_t)value);
     uint8_t *bytes = bytes_of_json(value, &len);
     json_t *text = bytes ? json_stringn((const char *)bytes, len) : NULL;
-    if (bytes) sodium_memzero(bytes, len);
-    free(bytes);
+    free_wiped(bytes);
     return text;
-}
-
-/* Signs a server's nonce with a user's seed. `signature` has room for crypto_sign_BYTES. */
-static bool sign_nonce(struct span seed, const char *nonce, uint8_t *signature) {
-    uint8_t secret[32], public_key[crypto_sign_PUBLICKEYBYTES], key[crypto_sign_SECRETKEYBYTES];
-    bool ok = nkey_seed(seed, PREFIX_SEED_USER, secret) && crypto_sign_seed_keypair(public_key, key, secret) == 0 &&
-              crypto_sign_detached(signature, NULL, (const uint8_t *)nonce, strlen(nonce), key) == 0;
-    sodium_memzero(secret, sizeof(secret));
-    sodium_memzero(key, sizeof(key));
-    return ok;
 }
 
 /*
@@ -921,8 +804,7 @@ enum report { REPORT_NONE, REPORT_UP, REPORT_FAILED };
 
 struct conn {
     /* constant while the connection is not OFF */
-    const char *kind;      /* for the log: "link" or "lattice" */
-    char name[256];        /* and which */
+    struct topic topic;    /* what its log lines are about */
     json_t *settings;      /* key → string: cluster_uris, client_jwt, tls_ca, …; see setting_defaults */
     void (*on_up)(struct conn *);
     void (*on_message)(struct conn *, natsMsg *);  /* does not keep the message */
@@ -994,21 +876,16 @@ static bool list_item(const char *list, size_t n, struct span *item) {
 }
 
 static size_t list_count(const char *list) {
-    struct span item;
     size_t n = 0;
-    while (list_item(list, n, &item)) n++;
+    for (struct span item; list_item(list, n, &item);) n++;
     return n;
 }
 
 /* The host and port of a URL: what stands behind the scheme and the password. */
 static struct span url_address(struct span url) {
-    for (size_t i = 0; i + 3 <= url.len; i++)
-        if (memcmp(url.at + i, "://", 3) == 0) {
-            url = (struct span){url.at + i + 3, url.len - i - 3};
-            break;
-        }
-    const char *at = memrchr(url.at, '@', url.len);
-    return at ? (struct span){at + 1, (size_t)(url.at + url.len - at - 1)} : url;
+    const char *end = url.at + url.len, *from = memrchr(url.at, '@', url.len), *scheme = memmem(url.at, url.len, "://", 3);
+    from = from ? from + 1 : scheme ? scheme + 3 : url.at;
+    return (struct span){from, (size_t)(end - from)};
 }
 
 /* nats.c's callbacks for event loops; `c` came in by natsOptions_SetEventLoop. Called under the lock of the natsConnection,
@@ -1024,9 +901,8 @@ static natsStatus on_attach(void **user, void *c, natsConnection *nc, natsSock f
 }
 
 static natsStatus on_read_wanted(void *user, bool add) {
-    if (add) return NATS_OK;
-    atomic_store(&((struct conn *)user)->closed, true);
-    wake_loop();
+    if (!add) atomic_store(&((struct conn *)user)->closed, true);
+    if (!add) wake_loop();
     return NATS_OK;
 }
 
@@ -1055,14 +931,8 @@ static natsStatus on_jwt_wanted(char **jwt, char **error, void *user) {
 }
 
 static natsStatus on_signature_wanted(char **error, unsigned char **signature, int *len, const char *nonce, void *user) {
-    *signature = malloc(crypto_sign_BYTES);
-    *len = crypto_sign_BYTES;
-    if (!*signature) return NATS_NO_MEMORY;
-    if (sign_nonce(span_of(setting(user, "client_seed")), nonce, *signature)) return NATS_OK;
-    free(*signature);
-    *signature = NULL;
-    *error = strdup("client_seed is no seed of a user (SU…)");
-    return NATS_ERR;
+    (void)error;
+    return nats_Sign(setting(user, "client_seed"), nonce, signature, len);
 }
 
 static bool truth(const char *text) {
@@ -1162,44 +1032,44 @@ static uint64_t retry_pause(unsigned failures) {
     return pause / 2 + randombytes_uniform((uint32_t)(pause / 2 + 1));
 }
 
-static void conn_wait(struct conn *c, uint64_t now) {
+static void conn_wait(struct conn *c) {
     c->state = CONN_WAITING;
     c->due_ms = now + retry_pause(c->failures++);
 }
 
-static void conn_connect(struct conn *c, uint64_t now) {
+static void conn_connect(struct conn *c) {
     pthread_t thread;
-    pthread_attr_t attr;
     c->nc = NULL;
     c->fd = -1;
     c->state = CONN_CONNECTING;
     atomic_store(&c->report, REPORT_NONE);
     atomic_store(&c->closed, false);
     atomic_store(&c->wants_write, false);
-    int e = pthread_attr_init(&attr);
-    if (!e) {
-        pthread_attr_setstacksize(&attr, THREAD_STACK);
-        pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED);
-        e = pthread_create(&thread, &attr, connect_thread, c);
-        pthread_attr_destroy(&attr);
+    int e = pthread_create(&thread, NULL, connect_thread, c);
+    if (e) {
+        say(&c->topic, LEVEL_ERROR, "cannot start a thread to connect: %s", strerror(e));
+        conn_wait(c);
+    } else {
+        pthread_detach(thread);
     }
-    if (!e) return;
-    log_about(LEVEL_ERROR, c->kind, c->name, "cannot start a thread to connect: %s", strerror(e));
-    conn_wait(c, now);
 }
 
-/* Begins to connect, for good. The caller has set what is constant; settings now belong to the connection. */
-static void conn_start(struct conn *c, uint64_t now) {
-    const char *prefix = setting(c, "custom_inbox_prefix"), *ping = setting(c, "ping_interval_sec");
+/* An inbox that nobody else has. Ends with a dot. Returns its length. */
+static size_t inbox_make(char out[INBOX_MAX], const char *prefix) {
     uint8_t random[11];
     char hex[2 * sizeof(random) + 1];
     randombytes_buf(random, sizeof(random));
-    sodium_bin2hex(hex, sizeof(hex), random, sizeof(random));
-    c->inbox_len = (size_t)snprintf(c->inbox, sizeof(c->inbox), "%s.%s.", prefix ? prefix : "_INBOX", hex);
+    return (size_t)snprintf(out, INBOX_MAX, "%s.%s.", prefix, sodium_bin2hex(hex, sizeof(hex), random, sizeof(random)));
+}
+
+/* Begins to connect, for good. The caller has set what is constant; settings now belong to the connection. */
+static void conn_start(struct conn *c) {
+    const char *prefix = setting(c, "custom_inbox_prefix"), *ping = setting(c, "ping_interval_sec");
+    c->inbox_len = inbox_make(c->inbox, prefix ? prefix : "_INBOX");
     c->ping_ms = ping ? strtoull(ping, NULL, 10) * 1000 : PING_INTERVAL_S_DEFAULT * 1000;
     c->failures = 0;
     c->server = 0;
-    conn_connect(c, now);
+    conn_connect(c);
 }
 
 /* Every message of a connection comes through here, and is gone when this returns. */
@@ -1230,7 +1100,7 @@ static void conn_close(struct conn *c) {
     c->nc = NULL;
 }
 
-static void conn_came_up(struct conn *c, uint64_t now) {
+static void conn_came_up(struct conn *c) {
     c->state = CONN_UP;
     c->up_ms = c->heard_ms = now;
     c->asked_ms = 0;
@@ -1243,11 +1113,11 @@ static void conn_came_up(struct conn *c, uint64_t now) {
     char address[128] = "";
     (void)natsConnection_GetConnectedUrl(c->nc, address, sizeof(address));
     struct span host = url_address(span_of(address));
-    log_about(LEVEL_INFO, c->kind, c->name, "connected to %.*s", (int)host.len, host.at);
+    say(&c->topic, LEVEL_INFO, "connected to %.*s", (int)host.len, host.at);
     c->on_up(c);
 }
 
-static void conn_went_down(struct conn *c, uint64_t now) {
+static void conn_went_down(struct conn *c) {
     char why[256];
     const char *text = NULL;
     (void)natsConnection_GetLastError(c->nc, &text);
@@ -1256,8 +1126,8 @@ static void conn_went_down(struct conn *c, uint64_t now) {
     net.up--;
     if (now - c->up_ms >= RETRY_MAX_MS / 3) c->failures = 0;
     (void)snprintf(c->error, sizeof(c->error), "%s", why);
-    log_about(LEVEL_WARN, c->kind, c->name, "connection lost: %s", why);
-    conn_wait(c, now);
+    say(&c->topic, LEVEL_WARN, "connection lost: %s", why);
+    conn_wait(c);
     c->on_down(c, why);
 }
 
@@ -1272,10 +1142,18 @@ static void conn_end(struct conn *c) {
     c->settings = NULL;
 }
 
+/* Writes what waits, as much as the socket takes. Asks the flag first: with nothing to write, nats.c would send 0 bytes
+ * and take the result for the end of the connection. */
+static void conn_write(struct conn *c) {
+    if (c->state != CONN_UP || c->blocked || c->broken || !atomic_load(&c->wants_write)) return;
+    natsConnection_ProcessWriteEvent(c->nc);
+    c->blocked = atomic_load(&c->wants_write) && !atomic_load(&c->closed);
+}
+
 enum posted { POSTED, POST_DOWN, POST_FULL, POST_TOO_LARGE, POST_FAILED };
 static const char *const posted_words[] = {
     "", "the connection to the server is down", "the server reads too slowly, or memory is short",
-    "the message is larger than the server's max_payload", "out of memory",
+    "maximum payload exceeded: the server takes no message of this size", "out of memory",
 };
 
 struct header {
@@ -1323,7 +1201,12 @@ static enum posted post(struct conn *c, const char *subject, const char *reply, 
     int before = natsConnection_Buffered(c->nc);
     if (before < 0) return POST_DOWN;
     size_t bytes = len + head + strlen(subject) + (reply ? strlen(reply) : 0) + 64;
-    if (!conn_has_room(c, (size_t)before, bytes)) return POST_FULL;
+    if (!conn_has_room(c, (size_t)before, bytes)) {
+        conn_write(c); /* the socket may take what is in the way */
+        before = natsConnection_Buffered(c->nc);
+        if (before < 0) return POST_DOWN;
+        if (!conn_has_room(c, (size_t)before, bytes)) return POST_FULL;
+    }
     natsStatus s = head ? publish_with_headers(c, subject, reply, headers, data, len)
                    : reply ? natsConnection_PublishRequest(c->nc, subject, reply, data, (int)len)
                            : natsConnection_Publish(c->nc, subject, data, (int)len);
@@ -1348,7 +1231,7 @@ static bool conn_subscribe(struct conn *c, const char *subject, const char *queu
         natsStatus s = queue ? natsConnection_QueueSubscribeSync(&net.subs[i].sub, c->nc, subject, queue)
                              : natsConnection_SubscribeSync(&net.subs[i].sub, c->nc, subject);
         if (s != NATS_OK) {
-            log_about(LEVEL_ERROR, c->kind, c->name, "cannot subscribe to %s: %s", subject, natsStatus_GetText(s));
+            say(&c->topic, LEVEL_ERROR, "cannot subscribe to %s: %s", subject, natsStatus_GetText(s));
             return false;
         }
         net.subs[i].of = c;
@@ -1380,15 +1263,7 @@ static void conn_ask_echo(struct conn *c) {
     (void)post(c, subject, NULL, NULL, NULL, 0);
 }
 
-/* Writes what waits, as much as the socket takes. Asks the flag first: with nothing to write, nats.c would send 0 bytes
- * and take the result for the end of the connection. */
-static void conn_write(struct conn *c) {
-    if (c->state != CONN_UP || c->blocked || c->broken || !atomic_load(&c->wants_write)) return;
-    natsConnection_ProcessWriteEvent(c->nc);
-    c->blocked = atomic_load(&c->wants_write) && !atomic_load(&c->closed);
-}
-
-static void conn_read(struct conn *c, uint64_t now) {
+static void conn_read(struct conn *c) {
     c->heard_ms = now;
     natsConnection_ProcessReadEvent(c->nc);
     c->more = !atomic_load(&c->closed) && tls_has_input(c->fd);
@@ -1396,7 +1271,7 @@ static void conn_read(struct conn *c, uint64_t now) {
 
 /* After ping_ms of silence asks for a sign of life, by a message to ourselves; after twice that gives the connection up.
  * Any byte counts, so a connection that is busy is never asked. */
-static void conn_check_life(struct conn *c, uint64_t now) {
+static void conn_check_life(struct conn *c) {
     uint64_t silent = now - MIN(now, c->heard_ms);
     if (c->ping_ms == 0 || silent < c->ping_ms) return;
     if (silent >= 2 * c->ping_ms) {
@@ -1407,27 +1282,27 @@ static void conn_check_life(struct conn *c, uint64_t now) {
     }
 }
 
-static void conn_log_server_error(struct conn *c, struct gate *gate, uint64_t now) {
+static void conn_log_server_error(struct conn *c) {
     const char *text = NULL;
     if (c->state != CONN_UP || !atomic_exchange(&c->server_error, false)) return;
     (void)natsConnection_GetLastError(c->nc, &text);
-    if (text && *text && gate_open(gate, now)) log_about(LEVEL_ERROR, c->kind, c->name, "the server says: %s", text);
+    if (text && *text) say(&c->topic, LEVEL_ERROR, "the server says: %s", text);
 }
 
 /* One step of the state machine above; called on every turn of the loop. */
-static void conn_step(struct conn *c, uint64_t now) {
+static void conn_step(struct conn *c) {
     if (c->state == CONN_UP) {
-        if (!c->broken && !atomic_load(&c->closed)) conn_check_life(c, now);
-        if (c->broken || atomic_load(&c->closed)) conn_went_down(c, now);
+        if (!c->broken && !atomic_load(&c->closed)) conn_check_life(c);
+        if (c->broken || atomic_load(&c->closed)) conn_went_down(c);
     } else if (c->state == CONN_CONNECTING) {
         int report = atomic_load(&c->report);
-        if (report == REPORT_UP) conn_came_up(c, now);
+        if (report == REPORT_UP) conn_came_up(c);
         if (report != REPORT_FAILED) return;
-        conn_wait(c, now);
-        log_about(c->failures > 6 ? LEVEL_DEBUG : LEVEL_WARN, c->kind, c->name, "cannot connect to %s; next try in %" PRIu64 " ms",
+        conn_wait(c);
+        say(&c->topic, c->failures > 6 ? LEVEL_DEBUG : LEVEL_WARN, "cannot connect to %s; next try in %" PRIu64 " ms",
                   c->error, c->due_ms - now);
     } else if (c->state == CONN_WAITING && now >= c->due_ms) {
-        conn_connect(c, now);
+        conn_connect(c);
     }
 }
 
@@ -1443,10 +1318,6 @@ static void conn_step(struct conn *c, uint64_t now) {
  *
  * In:  JSON of the host. Out: a table of links, found by identity or by component and name. Touches: the table.
  */
-struct calls {
-    struct call *first, *last;
-};
-
 enum { ID_MAX = 128, LINK_SLOTS = LINKS_MAX + LINKS_LEAVING_MAX };
 
 /* A message that waits in a backlog: this, then both trace headers, then the encoded parameters. */
@@ -1472,14 +1343,12 @@ struct link {
     /* kept by the rooms of calls */
     unsigned calls;            /* slots it holds */
     unsigned with_component;   /* of them, messages that the component has */
-    struct calls out;          /* publishes whose bytes the kernel has not yet taken, oldest first */
-    struct calls held;         /* calls whose message does not fit into the write buffer yet */
+    struct call *out, *out_last;  /* publishes whose bytes the kernel has not taken yet, oldest first */
     struct chain backlog;      /* of records */
     unsigned waiting;          /* messages in it */
     size_t chunks;             /* of the store: backlog, and parameters of its calls */
     uint64_t pause_until_ms, next_pause_ms;
     uint64_t published, requested, handled, failed, dropped;
-    struct gate gates[GATE_KINDS];
 };
 
 static struct link links[LINK_SLOTS];
@@ -1489,10 +1358,11 @@ static struct {
     char host_id[ID_MAX], lattice[ID_MAX], key[ID_MAX];
     json_t *config, *secrets;  /* defaults for every link; config may be updated */
     json_t *links;             /* of the host data, until the lattice is up */
-} self;
+    struct topic topic;        /* for log lines about no link in particular */
+} self = {.topic = {.kind = "provider"}};
 
 static bool is_token(const char *text) {
-    return text && strlen(text) < ID_MAX && is_subject(span_of(text), false) && !strchr(text, '.');
+    return text && strlen(text) < ID_MAX && is_subject(span_of(text), false) && !strpbrk(text, ".*>");
 }
 
 /* Which keys there are. Those for handler links only are not taken from the defaults by consumer links. */
@@ -1580,13 +1450,6 @@ static bool are_subscriptions(const char *list, size_t *count) {
     return *count <= SUBSCRIPTIONS_MAX;
 }
 
-static bool is_user_seed(const char *text) {
-    uint8_t secret[32];
-    bool ok = nkey_seed(span_of(text), PREFIX_SEED_USER, secret);
-    sodium_memzero(secret, sizeof(secret));
-    return ok;
-}
-
 /* What makes these settings unusable, as half a sentence; or NULL. */
 static const char *wrong_settings(const json_t *s) {
     uint64_t n;
@@ -1631,7 +1494,7 @@ static json_t *read_definition(const json_t *link, bool *is_handler, const char 
     if (json_array_size(sealed) > 0) {
         size_t len = 0;
         uint8_t *bytes = bytes_of_json(sealed, &len);
-        *why = "its secrets are no bytes";
+        *why = "its secrets are no list of bytes";
         if (bytes) secrets = box_open(bytes, len, why);
         free(bytes);
         if (!secrets) goto fail;
@@ -1686,11 +1549,11 @@ static void link_fill(struct link *l, json_t *definition, json_t *settings, bool
     size_t count = 0;
     *l = (struct link){.used = true, .is_handler = is_handler, .definition = definition};
     l->conn.settings = settings;
-    l->conn.kind = "link";
+    l->conn.topic.kind = "link";
     l->conn.write_max = WRITE_MAX;
     (void)snprintf(l->component, ID_MAX, "%s", link_id(definition, is_handler ? "target" : "source_id"));
     (void)snprintf(l->name, ID_MAX, "%s", link_id(definition, "name"));
-    (void)snprintf(l->conn.name, sizeof(l->conn.name), "%.80s -> %.80s (%.80s)", link_id(definition, "source_id"),
+    (void)snprintf(l->conn.topic.name, sizeof(l->conn.topic.name), "%.80s -> %.80s (%.80s)", link_id(definition, "source_id"),
                    link_id(definition, "target"), l->name);
     (void)snprintf(l->subject, sizeof(l->subject), "%s.%s.wrpc.0.0.1.wasmcloud:messaging/handler@0.2.0.handle-message",
                    self.lattice, l->component);
@@ -1721,13 +1584,11 @@ static void link_fill(struct link *l, json_t *definition, json_t *settings, bool
  *
  * In:  a link that wants a slot. Out: slots, inboxes, answers on the lattice. Touches: slots, and the links' counts.
  */
-static uint64_t now;          /* monotonic milliseconds; the loop sets it once a turn, everybody reads it */
 static struct conn lattice;   /* the connection to the hosts */
 
 enum call_kind {
     CALL_FREE,
     CALL_PARAMS,   /* from a component: more parameters are to come */
-    CALL_HELD,     /* from a component: the write buffer of its link is full */
     CALL_OUT,      /* publish: the kernel has not taken the bytes yet */
     CALL_REQUEST,  /* request: no reply yet */
     CALL_HANDLER,  /* to a component: no result yet */
@@ -1737,9 +1598,9 @@ struct call {
     enum call_kind kind;
     bool is_request;       /* from a component: request, not publish */
     bool shaken;           /* to a component: the handshake was seen */
-    uint16_t traceparent, tracestate;  /* lengths; CALL_PARAMS, CALL_HELD: they stand in front of the parameters */
+    uint16_t traceparent, tracestate;  /* lengths; CALL_PARAMS: they stand in front of the parameters */
     uint32_t generation;
-    struct call *next;     /* in the link's list of CALL_OUT or CALL_HELD, or of free slots */
+    struct call *next;     /* in the link's list of CALL_OUT, or of free slots */
     struct link *link;
     uint64_t deadline_ms;
     uint64_t out_at;       /* CALL_OUT: done when the connection has written this many bytes */
@@ -1756,7 +1617,6 @@ static struct {
     unsigned used;
     uint64_t next_deadline_ms;
     char nobody[INBOX_MAX];/* an inbox to which nobody listens */
-    struct gate failures;  /* of answers that could not be sent */
 } calls;
 
 /* Where parameters and results are put together. Nothing in it outlives one message. */
@@ -1802,7 +1662,7 @@ static void call_until(struct call *c, enum call_kind kind, uint64_t deadline_ms
 
 static void call_free(struct call *c) {
     if (c->kind == CALL_HANDLER) c->link->with_component--;
-    chain_clear(&c->held, &c->link->chunks);
+    chain_drop(&c->held, &c->link->chunks, c->held.len);
     c->link->calls--;
     c->kind = CALL_FREE;
     c->generation++;
@@ -1838,19 +1698,19 @@ static struct call *call_of_subject(const struct conn *on, const char *subject, 
     return c->kind != CALL_FREE && c->generation == (uint32_t)value ? c : NULL;
 }
 
-static void list_append(struct calls *list, struct call *c) {
+static void out_append(struct link *l, struct call *c) {
     c->next = NULL;
-    if (list->last) list->last->next = c;
-    else list->first = c;
-    list->last = c;
+    if (l->out) l->out_last->next = c;
+    else l->out = c;
+    l->out_last = c;
 }
 
-static void list_remove(struct calls *list, struct call *c) {
+static void out_remove(struct link *l, struct call *c) {
     struct call *before = NULL;
-    for (struct call *at = list->first; at && at != c; at = at->next) before = at;
+    for (struct call *at = l->out; at && at != c; at = at->next) before = at;
     if (before) before->next = c->next;
-    else list->first = c->next;
-    if (list->last == c) list->last = before;
+    else l->out = c->next;
+    if (l->out_last == c) l->out_last = before;
 }
 
 /* Sends to an inbox of the other side. What cannot be sent is lost, as if the connection had broken a moment later. */
@@ -1860,8 +1720,7 @@ static bool send_to(const char *inbox, const char *suffix, const char *reply, co
     memcpy(subject, inbox, n);
     memcpy(subject + n, suffix, m + 1);
     enum posted p = post(&lattice, subject, reply, NULL, data, len);
-    if (p != POSTED && gate_open(&calls.failures, now))
-        log_about(LEVEL_WARN, lattice.kind, lattice.name, "cannot answer a call: %s", posted_words[p]);
+    if (p != POSTED) say(&lattice.topic, LEVEL_WARN, "cannot answer a call: %s", posted_words[p]);
     return p == POSTED;
 }
 
@@ -1979,56 +1838,33 @@ static enum posted pass_on(const struct incoming *in, struct call *c) {
 static const char *wrong_message(const struct message *m) {
     if (!is_subject(m->subject, false)) return "invalid subject";
     if (m->has_reply && !is_subject(m->reply_to, false)) return "invalid reply-to subject";
-    if (m->body.len > MESSAGE_MAX) return "the body is larger than this provider's limit";
+    if (m->body.len > MESSAGE_MAX) return "maximum payload exceeded: the body is larger than this provider passes on";
     return NULL;
 }
 
-/* Sends what a component wants sent, and leaves the slot in the state that awaits the outcome. Returns false if it must
- * be tried again when the connection has room. */
-static bool serve(const struct incoming *in, struct call *c) {
+/* Sends what a component wants sent, and leaves the slot in the state that awaits the outcome; or answers what was wrong. */
+static void serve(const struct incoming *in, struct call *c) {
     struct link *l = in->link;
     const char *wrong = wrong_message(&in->message);
-    enum posted p = wrong ? POST_FAILED : pass_on(in, c);
-    if (p == POST_FULL) return false;
-    if (p == POSTED) {
-        chain_clear(&c->held, &l->chunks);
+    if (!wrong) wrong = posted_words[pass_on(in, c)];
+    if (!*wrong) {
+        if (c->caller != in->caller) (void)snprintf(c->caller, sizeof(c->caller), "%s", in->caller);
+        chain_drop(&c->held, &l->chunks, c->held.len);
+        c->is_request = in->is_request;
         c->out_at = l->conn.queued;
-        if (in->is_request) {
-            call_until(c, CALL_REQUEST, now + in->timeout_ms);
-        } else {
-            call_until(c, CALL_OUT, now + PUBLISH_TIMEOUT_MS);
-            list_append(&l->out, c);
-        }
-        return true;
+        if (!in->is_request) out_append(l, c);
+        return call_until(c, in->is_request ? CALL_REQUEST : CALL_OUT, now + (in->is_request ? in->timeout_ms : PUBLISH_TIMEOUT_MS));
     }
-    answer_error(in->caller, "%s%s", error_prefix(in->is_request), wrong ? wrong : posted_words[p]);
+    answer_error(in->caller, "%s%s", error_prefix(in->is_request), wrong);
+    say(&l->conn.topic, LEVEL_WARN, "a call of the component was refused: %s", wrong);
     l->failed++;
-    if (gate_open(&l->gates[GATE_REFUSED], now))
-        log_about(LEVEL_WARN, l->conn.kind, l->conn.name, "a call was refused: %s", wrong ? wrong : posted_words[p]);
-    call_free(c);
-    return true;
-}
-
-/* A whole call with its slot: served, or held until the connection has room, or refused. */
-static void serve_or_hold(struct incoming *in, struct call *c) {
-    if (c->caller != in->caller) (void)snprintf(c->caller, sizeof(c->caller), "%s", in->caller);
-    c->is_request = in->is_request;
-    if (serve(in, c)) return;
-    if (c->held.len > 0 || call_keep(c, in)) {
-        call_until(c, CALL_HELD, now + PUBLISH_TIMEOUT_MS);
-        list_append(&in->link->held, c);
-        return;
-    }
-    answer_error(in->caller, "%s%s", error_prefix(in->is_request), posted_words[POST_FULL]);
-    in->link->failed++;
     call_free(c);
 }
 
 static void refuse(const char *caller, const char *component, const char *name, const char *why) {
     shake_hands(caller, NULL);
     answer_failed(caller, why);
-    if (gate_open(&calls.failures, now))
-        log_about(LEVEL_WARN, "component", component ? component : "?", "a call by link %s failed: %s", name, why);
+    say(&lattice.topic, LEVEL_WARN, "a call of component %s by link %s failed: %s", component ? component : "?", name, why);
 }
 
 /* A message on the subject of publish or request. */
@@ -2037,7 +1873,7 @@ static void on_call(natsMsg *msg, bool is_request) {
     const char *component = NULL, *name = NULL;
     struct span caller = span_of(in.caller);
     if (!is_subject(caller, false) || caller.len + TOKEN_LEN >= INBOX_MAX) {
-        if (gate_open(&calls.failures, now)) log_line(LEVEL_WARN, "a call without a usable reply subject was ignored");
+        say(&lattice.topic, LEVEL_WARN, "a call without a usable reply subject was ignored");
         return;
     }
     (void)natsMsgHeader_Get(msg, "source-id", &component);
@@ -2060,7 +1896,7 @@ static void on_call(natsMsg *msg, bool is_request) {
         return;
     }
     shake_hands(in.caller, d == NEEDS_MORE ? c : NULL);
-    if (d == WHOLE) return serve_or_hold(&in, c);
+    if (d == WHOLE) return serve(&in, c);
     c->needs = needs_bytes;
     call_until(c, CALL_PARAMS, now + PARAMS_TIMEOUT_MS);
 }
@@ -2081,13 +1917,12 @@ static void on_params(struct call *c, natsMsg *msg) {
         enum decoded d = read_incoming(&in, &c->needs);
         why = "its parameters are over the limit";
         if (d == NEEDS_MORE && c->needs <= PARAMS_MAX) return;
-        if (d == WHOLE) return serve_or_hold(&in, c);
+        if (d == WHOLE) return serve(&in, c);
         if (d == MALFORMED) why = "its parameters do not decode";
     }
 fail:
     answer_failed(c->caller, why);
-    if (gate_open(&c->link->gates[GATE_FAILED], now))
-        log_about(LEVEL_WARN, c->link->conn.kind, c->link->conn.name, "a call from the component failed: %s", why);
+    say(&c->link->conn.topic, LEVEL_WARN, "a call from the component failed: %s", why);
     c->link->failed++;
     call_free(c);
 }
@@ -2113,40 +1948,26 @@ static void on_reply(struct call *c, natsMsg *msg) {
     call_free(c);
 }
 
-/* Answers the publishes whose bytes the kernel has taken since, and tries again what was held. Called after writing. */
+/* Answers the publishes whose bytes the kernel has taken since. Called after writing. */
 static void settle(struct link *l) {
     static const uint8_t ok[] = {0};
-    char headers[2 * TRACE_MAX];
-    uint64_t written = l->out.first && l->conn.state == CONN_UP ? conn_written(&l->conn) : 0;
-    while (l->out.first && l->out.first->out_at <= written) {
-        struct call *c = l->out.first;
-        list_remove(&l->out, c);
+    uint64_t written = l->out && l->conn.state == CONN_UP ? conn_written(&l->conn) : 0;
+    for (struct call *c; (c = l->out) && c->out_at <= written;) {
+        out_remove(l, c);
         answer(c->caller, ok, sizeof(ok));
         l->published++;
         call_free(c);
-    }
-    for (size_t room = 1, ignored; l->held.first && room;) {
-        struct call *c = l->held.first;
-        struct incoming in = call_kept(c, headers);
-        list_remove(&l->held, c);
-        room = read_incoming(&in, &ignored) == WHOLE && serve(&in, c);
-        if (room) continue;
-        c->next = l->held.first; /* back to the front */
-        l->held.first = c;
-        if (!l->held.last) l->held.last = c;
     }
 }
 
 /* Ends a call of a component that got no outcome in time, or whose connection broke. */
 static void give_up(struct call *c, const char *words) {
     struct link *l = c->link;
-    if (c->kind == CALL_OUT) list_remove(&l->out, c);
-    if (c->kind == CALL_HELD) list_remove(&l->held, c);
+    if (c->kind == CALL_OUT) out_remove(l, c);
     if (c->kind == CALL_PARAMS) answer_failed(c->caller, "its parameters did not come in time");
     else answer_error(c->caller, "%s", words);
     l->failed++;
-    if (gate_open(&l->gates[GATE_TIMEOUT], now))
-        log_about(LEVEL_INFO, l->conn.kind, l->conn.name, "a call from the component ended without success: %s",
+    say(&l->conn.topic, LEVEL_INFO, "a call from the component ended without success: %s",
                   c->kind == CALL_PARAMS ? "its parameters did not come in time" : words);
     call_free(c);
 }
@@ -2156,7 +1977,7 @@ static void on_link_down(struct conn *conn, const char *why) {
     char words[256];
     for (size_t i = 0; i < calls.fresh; i++) {
         struct call *c = &calls.slots[i];
-        if (c->link != (struct link *)(void *)conn || (c->kind != CALL_OUT && c->kind != CALL_HELD && c->kind != CALL_REQUEST)) continue;
+        if (c->link != (struct link *)(void *)conn || (c->kind != CALL_OUT && c->kind != CALL_REQUEST)) continue;
         (void)snprintf(words, sizeof(words), "%sconnection lost: %s", error_prefix(c->is_request), why);
         give_up(c, words);
     }
@@ -2204,8 +2025,7 @@ static enum posted start(struct link *l, const uint8_t *params, size_t len, stru
 
 static void drop(struct link *l, unsigned count, const char *why) {
     l->dropped += count;
-    if (gate_open(&l->gates[GATE_DROPPED], now))
-        log_about(LEVEL_WARN, l->conn.kind, l->conn.name, "%u message%s dropped: %s", count, count == 1 ? "" : "s", why);
+    say(&l->conn.topic, LEVEL_WARN, "%u message%s dropped: %s", count, count == 1 ? "" : "s", why);
 }
 
 /* Puts a message, encoded in scratch, at the end of the backlog. */
@@ -2272,12 +2092,11 @@ static void on_link_message(struct conn *conn, natsMsg *msg) {
 }
 
 /* The outcome of a call to a component. `words`: what to log if it did not succeed. */
-static void handled(struct call *c, enum gate_kind gate, const char *format, const char *words) {
+static void handled(struct call *c, const char *format, const char *words) {
     struct link *l = c->link;
     if (!format) l->handled++;
     else l->failed++;
-    if (format && gate_open(&l->gates[gate], now))
-        log_about(LEVEL_WARN, l->conn.kind, l->conn.name, format, words);
+    if (format) say(&l->conn.topic, LEVEL_WARN, format, words);
     call_free(c);
     work_off(l);
 }
@@ -2288,7 +2107,7 @@ static void on_handshake(struct call *c, natsMsg *msg) {
     const char *rest = natsMsg_GetReply(msg);
     struct span to = span_of(rest);
     if (natsMsg_IsNoResponders(msg)) {
-        if (c) handled(c, GATE_NOBODY, "%s: nobody runs the component", "a message was lost");
+        if (c) handled(c, "%s: nobody runs the component", "a message was lost");
         return;
     }
     if (!is_subject(to, false) || to.len + TOKEN_LEN >= INBOX_MAX) return;
@@ -2303,12 +2122,22 @@ static void on_result(struct call *c, natsMsg *msg) {
     const uint8_t *bytes = (const uint8_t *)natsMsg_GetData(msg);
     int len = natsMsg_GetDataLength(msg);
     if (!c->shaken) return; /* forged: a host shakes hands first */
-    if (len == 0) return handled(c, GATE_FAILED, "the component trapped on a message%s", "");
+    if (len == 0) return handled(c, "the component trapped on a message%s", "");
     enum decoded d = read_result(&c->result, bytes, (size_t)len);
-    if (d == MALFORMED) return handled(c, GATE_FAILED, "the result of handle-message does not decode%s", "");
+    if (d == MALFORMED) return handled(c, "the result of handle-message does not decode%s", "");
     if (d == NEEDS_MORE) return;
-    if (c->result.is_error) handled(c, GATE_ERROR_RESULT, "the component answered a message with an error: %s", c->result.words);
-    else handled(c, 0, NULL, NULL);
+    if (c->result.is_error) handled(c, "the component answered a message with an error: %s", c->result.words);
+    else handled(c, NULL, NULL);
+}
+
+/* A failed call, from a host of 1.0: a string says why. */
+static void on_error(struct call *c, natsMsg *msg) {
+    const uint8_t *bytes = (const uint8_t *)natsMsg_GetData(msg);
+    struct reader r = {.start = bytes, .at = bytes, .end = bytes + natsMsg_GetDataLength(msg)};
+    struct span why = {0};
+    char words[160] = "";
+    if (read_bytes(&r, &why) == WHOLE) (void)snprintf(words, sizeof(words), ": %.*s", (int)MIN(why.len, 150), why.at);
+    handled(c, "the component trapped on a message%s", words);
 }
 
 /* What comes to our inbox on the lattice. */
@@ -2319,7 +2148,7 @@ static void on_lattice_inbox(natsMsg *msg) {
     if (!*suffix) on_handshake(to_component ? c : NULL, msg);
     else if (c && c->kind == CALL_PARAMS && strcmp(suffix, ".params") == 0) on_params(c, msg);
     else if (to_component && strcmp(suffix, ".results") == 0) on_result(c, msg);
-    else if (to_component && strcmp(suffix, ".error") == 0) handled(c, GATE_FAILED, "the component trapped on a message%s", "");
+    else if (to_component && strcmp(suffix, ".error") == 0) on_error(c, msg);
 }
 
 /* Ends the calls whose time is over. The next deadline is the earliest of those that were looked at, so this runs over
@@ -2335,7 +2164,7 @@ static void expire_calls(void) {
             calls.next_deadline_ms = MIN(calls.next_deadline_ms, c->deadline_ms);
         } else if (c->kind == CALL_HANDLER) {
             (void)snprintf(words, sizeof(words), "%" PRIu64, c->link->handler_timeout_ms);
-            handled(c, GATE_TIMEOUT, "the component did not answer a message within %s ms", words);
+            handled(c, "timed out: the component did not answer a message within %s ms", words);
         } else if (c->kind == CALL_REQUEST) {
             give_up(c, "nats request timed out: deadline has elapsed");
         } else {
@@ -2363,8 +2192,6 @@ static struct {
     const char *why;
 } stop;
 
-static struct gate lattice_gates[GATE_KINDS];
-
 static void on_link_up(struct conn *conn) {
     struct link *l = (struct link *)(void *)conn;
     struct span item, subject, queue;
@@ -2377,7 +2204,7 @@ static void on_link_up(struct conn *conn) {
         (void)snprintf(s, sizeof(s), "%.*s", (int)subject.len, subject.at);
         (void)snprintf(q, sizeof(q), "%.*s", (int)queue.len, queue.at ? queue.at : "");
         if (conn_subscribe(conn, s, queue.len ? q : NULL))
-            log_about(LEVEL_DEBUG, conn->kind, conn->name, "subscribed to %s%s%s", s, queue.len ? " in queue group " : "", q);
+            say(&conn->topic, LEVEL_DEBUG, "subscribed to %s%s%s", s, queue.len ? " in queue group " : "", q);
     }
 }
 
@@ -2396,7 +2223,7 @@ static void link_leave(struct link *l, bool replaced) {
     if (!replaced && l->waiting > 0) {
         drop(l, l->waiting, "the link was deleted");
         l->waiting = 0;
-        chain_clear(&l->backlog, &l->chunks);
+        chain_drop(&l->backlog, &l->chunks, l->backlog.len);
     }
 }
 
@@ -2405,7 +2232,7 @@ static void link_add(json_t *definition, bool is_handler) {
     json_t *settings = merge_settings(definition, is_handler);
     struct link *l = free_slot();
     if (!l || links_in_use() >= LINKS_MAX) {
-        log_line(LEVEL_ERROR, "the link %s -> %s (%s) has no place: LINKS_MAX is %d, and %d may be leaving; delete one and put it again",
+        say(&self.topic, LEVEL_ERROR, "the link %s -> %s (%s) has no place: LINKS_MAX is %d, and %d may be leaving; delete one and put it again",
                  link_id(definition, "source_id"), link_id(definition, "target"), link_id(definition, "name"), LINKS_MAX, LINKS_LEAVING_MAX);
         json_decref(settings);
         json_decref(definition);
@@ -2415,8 +2242,8 @@ static void link_add(json_t *definition, bool is_handler) {
     l->conn.on_up = on_link_up;
     l->conn.on_message = on_link_message;
     l->conn.on_down = on_link_down;
-    if (*l->wrong) log_about(LEVEL_ERROR, l->conn.kind, l->conn.name, "not started: %s", l->wrong);
-    else conn_start(&l->conn, now);
+    if (*l->wrong) say(&l->conn.topic, LEVEL_ERROR, "not started: %s", l->wrong);
+    else conn_start(&l->conn);
 }
 
 static void link_put(const json_t *json) {
@@ -2427,13 +2254,13 @@ static void link_put(const json_t *json) {
         const char *source = get(json, "source_id"), *target = get(json, "target"), *name = get(json, "name");
         char which[300];
         (void)snprintf(which, sizeof(which), "%.90s -> %.90s (%.90s)", source ? source : "?", target ? target : "?", name ? name : "default");
-        log_about(LEVEL_ERROR, "link", which, "ignored: %s", why);
+        say(&self.topic, LEVEL_ERROR, "the link %s was ignored: %s", which, why);
         return;
     }
     struct link *old = link_with_id(definition);
     if (!old) return link_add(definition, is_handler);
     if (json_equal(old->definition, definition)) {
-        log_about(LEVEL_DEBUG, old->conn.kind, old->conn.name, "was put again, unchanged");
+        say(&old->conn.topic, LEVEL_DEBUG, "was put again, unchanged");
         json_decref(definition);
         return;
     }
@@ -2443,10 +2270,10 @@ static void link_put(const json_t *json) {
     if (same) {
         json_decref(old->definition);
         old->definition = definition;
-        log_about(LEVEL_INFO, old->conn.kind, old->conn.name, "changed in nothing that matters here");
+        say(&old->conn.topic, LEVEL_INFO, "changed in nothing that matters here");
         return;
     }
-    log_about(LEVEL_INFO, old->conn.kind, old->conn.name, "changed: it starts anew");
+    say(&old->conn.topic, LEVEL_INFO, "changed: it starts anew");
     link_leave(old, true);
     link_add(definition, is_handler);
 }
@@ -2462,14 +2289,14 @@ static void link_delete(const json_t *json) {
             match = !wanted || strcmp(wanted, link_id(l->definition, ids[k])) == 0;
         }
         if (!match) continue;
-        log_about(LEVEL_INFO, l->conn.kind, l->conn.name, "deleted");
+        say(&l->conn.topic, LEVEL_INFO, "deleted");
         link_leave(l, false);
     }
 }
 
 /* New defaults: links for which they make a difference start anew. */
 static void config_update(json_t *config) {
-    if (!json_is_object(config)) return log_line(LEVEL_ERROR, "a config update that is no JSON object was ignored");
+    if (!json_is_object(config)) return say(&self.topic, LEVEL_ERROR, "a config update that is no JSON object was ignored");
     json_decref(self.config);
     self.config = json_incref(config);
     for (size_t i = 0; i < LINK_SLOTS; i++) {
@@ -2477,7 +2304,7 @@ static void config_update(json_t *config) {
         if (!l->used || l->leaving) continue;
         json_t *settings = merge_settings(l->definition, l->is_handler);
         if (!json_equal(settings, l->conn.settings)) {
-            log_about(LEVEL_INFO, l->conn.kind, l->conn.name, "the provider's configuration changed: it starts anew");
+            say(&l->conn.topic, LEVEL_INFO, "the provider's configuration changed: it starts anew");
             link_leave(l, true);
             link_add(json_incref(l->definition), l->is_handler);
         }
@@ -2487,8 +2314,8 @@ static void config_update(json_t *config) {
 
 /* Gives a leaving link's slot back when nothing needs it any more. */
 static void link_step(struct link *l) {
-    conn_step(&l->conn, now);
-    conn_log_server_error(&l->conn, &l->gates[GATE_SERVER], now);
+    conn_step(&l->conn);
+    conn_log_server_error(&l->conn);
     if (!l->leaving || l->conn.state == CONN_CONNECTING) return;
     bool idle = l->calls == 0 && l->waiting == 0;
     if (!idle && now < l->leave_by_ms) return;
@@ -2499,7 +2326,7 @@ static void link_step(struct link *l) {
         else give_up(c, "the link was deleted");
     }
     if (l->waiting > 0) drop(l, l->waiting, "the link is gone");
-    chain_clear(&l->backlog, &l->chunks);
+    chain_drop(&l->backlog, &l->chunks, l->backlog.len);
     conn_end(&l->conn);
     json_decref(l->definition);
     l->used = false;
@@ -2513,20 +2340,19 @@ static void health_words(char *out, size_t size) {
         const struct link *l = &links[i];
         if (!l->used || l->leaving || (l->conn.state == CONN_UP && !l->conn.broken)) continue;
         const char *why = *l->wrong ? l->wrong : l->conn.state == CONN_CONNECTING && !*l->conn.error ? "connecting" : l->conn.error;
-        int n = snprintf(out + at, size - at, "%slink %s: %s", at ? "; " : "", l->conn.name, why);
+        int n = snprintf(out + at, size - at, "%slink %s: %s", at ? "; " : "", l->conn.topic.name, why);
         at += (size_t)(n > 0 ? n : 0);
     }
 }
 
 static void on_health(natsMsg *msg) {
-    char words[1024], json[2304];
+    char words[1024], safe[1200], json[1300];
     const char *reply = natsMsg_GetReply(msg);
     if (!reply || !is_subject(span_of(reply), false) || strlen(reply) >= INBOX_MAX) return;
     health_words(words, sizeof(words));
-    size_t n = put_text(json, 0, sizeof(json), *words ? "{\"healthy\":false,\"message\":\"" : "{\"healthy\":true");
-    n = put_escaped(json, n, sizeof(json) - 8, words, true);
-    n = put_text(json, n, sizeof(json), *words ? "\"}" : "}");
-    (void)send_to(reply, "", NULL, json, n);
+    int n = *words ? snprintf(json, sizeof(json), "{\"healthy\":false,\"message\":\"%s\"}", escaped(safe, sizeof(safe), words, true))
+                   : snprintf(json, sizeof(json), "{\"healthy\":true}");
+    (void)send_to(reply, "", NULL, json, (size_t)n);
 }
 
 /* Stops taking work. The loop does the rest: see stop_step(). */
@@ -2535,7 +2361,7 @@ static void stop_begin(const char *why) {
     stop.state = ENDING_CALLS;
     stop.why = why;
     stop.deadline_ms = now + SHUTDOWN_MS;
-    log_line(LEVEL_INFO, "stopping: %s", why);
+    say(&self.topic, LEVEL_INFO, "stopping: %s", why);
     if (lattice.state == CONN_UP) conn_unsubscribe(&lattice);
     for (size_t i = 0; i < LINK_SLOTS; i++)
         if (links[i].used && links[i].conn.state == CONN_UP) conn_unsubscribe(&links[i].conn);
@@ -2543,7 +2369,7 @@ static void stop_begin(const char *why) {
 
 static void on_shutdown(natsMsg *msg, const json_t *json) {
     const char *host = get(json, "host_id"), *reply = natsMsg_GetReply(msg);
-    if (!host || strcmp(host, self.host_id) != 0) return log_line(LEVEL_DEBUG, "an order to shut down that names another host was ignored");
+    if (!host || strcmp(host, self.host_id) != 0) return say(&self.topic, LEVEL_DEBUG, "an order to shut down that names another host was ignored");
     if (reply && is_subject(span_of(reply), false)) (void)snprintf(stop.reply, sizeof(stop.reply), "%s", reply);
     stop_begin("the host asked for it");
 }
@@ -2569,7 +2395,7 @@ static void subjects_start(void) {
 static void on_order(enum subject_kind kind, natsMsg *msg) {
     json_error_t error;
     json_t *json = json_loadb(natsMsg_GetData(msg), (size_t)natsMsg_GetDataLength(msg), 0, &error);
-    if (!json_is_object(json)) log_line(LEVEL_ERROR, "what came on %s is no JSON object and was ignored", subjects[kind]);
+    if (!json_is_object(json)) say(&self.topic, LEVEL_ERROR, "what came on %s is no JSON object and was ignored", subjects[kind]);
     else if (kind == SUB_SHUTDOWN) on_shutdown(msg, json);
     else if (kind == SUB_DELETE) link_delete(json);
     else if (kind == SUB_CONFIG) config_update(json);
@@ -2703,7 +2529,7 @@ static void wait_and_read(void) {
     for (nfds_t i = 1; i < count; i++) {
         if (fds[i].revents & (POLLOUT | POLLERR | POLLHUP)) conns[i]->blocked = false;
         bool readable = fds[i].revents & (POLLIN | POLLERR | POLLHUP);
-        if (readable || ((fds[i].events & POLLIN) && conns[i]->more)) conn_read(conns[i], now);
+        if (readable || ((fds[i].events & POLLIN) && conns[i]->more)) conn_read(conns[i]);
     }
 }
 
@@ -2713,7 +2539,7 @@ static void write_and_settle(void) {
         if (!l->used) continue;
         if (l->waiting > 0) work_off(l);
         conn_write(&l->conn);
-        if (l->out.first || l->held.first) settle(l);
+        if (l->out) settle(l);
     }
     conn_write(&lattice);
 }
@@ -2723,12 +2549,13 @@ static void tick(void) {
     static uint64_t lost;
     if (now < next_ms) return;
     next_ms = now + TICK_MS;
-    gates_tick(lattice_gates, lattice.kind, lattice.name, now);
+    topic_tick(&self.topic);
+    topic_tick(&lattice.topic);
     for (size_t i = 0; i < LINK_SLOTS; i++)
-        if (links[i].used) gates_tick(links[i].gates, links[i].conn.kind, links[i].conn.name, now);
+        if (links[i].used) topic_tick(&links[i].conn.topic);
     if (logger.lost == lost) return;
     lost = logger.lost;
-    log_line(LEVEL_WARN, "%" PRIu64 " log lines were lost because nobody read them", lost);
+    say(&self.topic, LEVEL_WARN, "%" PRIu64 " log lines were lost because nobody read them", lost);
 }
 
 static void check_signals(pid_t parent) {
@@ -2741,8 +2568,8 @@ static void run(pid_t parent) {
         wait_and_read();
         check_signals(parent);
         expire_calls();
-        conn_step(&lattice, now);
-        conn_log_server_error(&lattice, &lattice_gates[GATE_SERVER], now);
+        conn_step(&lattice);
+        conn_log_server_error(&lattice);
         for (size_t i = 0; i < LINK_SLOTS; i++)
             if (links[i].used) link_step(&links[i]);
         write_and_settle();
@@ -2776,7 +2603,7 @@ static const char help[] =
 
 static void print_version(void) {
     printf(PROVIDER_NAME " " PROVIDER_VERSION "\n"
-           "nats.c %s, %s, libsodium %s, jansson %s\n"
+           "nats.c %s, mbedTLS %s, libsodium %s, jansson %s\n"
            "memory reserved: %d kB in all: arena %d, store %d, tables %d, thread stacks %d\n"
            "limits: %d links, %d subscriptions, %d calls, messages of up to %d kB\n",
            nats_GetVersion(), tls_version(), sodium_version_string(), JANSSON_VERSION, (int)RESERVED / 1024, ARENA_BYTES / 1024,
@@ -2807,8 +2634,8 @@ static void host_token(const json_t *host, const char *key, const char *missing,
 
 static void start_log(const json_t *host) {
     const char *environment = getenv("RUST_LOG");
-    (void)level_by_name(host_text(host, "log_level"), &logger.level);
-    if (environment) (void)level_by_name(environment, &logger.level);
+    set_level(host_text(host, "log_level"));
+    if (environment) set_level(environment);
     logger.json = json_is_true(json_object_get(host, "structured_logging"));
 }
 
@@ -2892,7 +2719,7 @@ static void describe(const struct link *l) {
     const json_t *s = l->conn.settings;
     const char *uris = get(s, "cluster_uris"), *subscriptions = get(s, "subscriptions");
     struct span item;
-    printf("link %s: %s\n", l->conn.name, l->is_handler ? "calls handle-message of the component" : "serves publish and request of the component");
+    printf("link %s: %s\n", l->conn.topic.name, l->is_handler ? "calls handle-message of the component" : "serves publish and request of the component");
     for (size_t n = 0; list_item(uris, n, &item); n++) {
         struct span at = url_address(item);
         printf("    server        %.*s\n", (int)at.len, at.at);
@@ -2903,7 +2730,7 @@ static void describe(const struct link *l) {
     for (size_t n = 0; subscriptions && list_item(subscriptions, n, &item); n++) printf("    subscription  %.*s\n", (int)item.len, item.at);
     if (l->is_handler) printf("    in flight     %u, %" PRIu64 " ms each\n", l->max_in_flight, l->handler_timeout_ms);
     if (l->is_handler && !subscriptions) printf("    note          without subscriptions, no message ever comes\n");
-    if (*l->wrong) die("link %s: %s", l->conn.name, l->wrong);
+    if (*l->wrong) die("link %s: %s", l->conn.topic.name, l->wrong);
 }
 
 static void check_link(const json_t *json) {
@@ -2966,18 +2793,15 @@ static void start_process(void) {
 }
 
 static void start_lattice(json_t *settings) {
-    uint8_t random[11];
-    char hex[2 * sizeof(random) + 1];
-    randombytes_buf(random, sizeof(random));
-    (void)snprintf(calls.nobody, sizeof(calls.nobody), "_INBOX.%s.0", sodium_bin2hex(hex, sizeof(hex), random, sizeof(random)));
-    lattice.kind = "lattice";
+    (void)strcpy(calls.nobody + inbox_make(calls.nobody, "_INBOX"), "0");
+    lattice.topic.kind = "lattice";
     lattice.settings = settings;
     lattice.write_max = 2 * PARAMS_MAX;
     lattice.on_up = on_lattice_up;
     lattice.on_message = on_lattice_message;
     lattice.on_down = on_lattice_down;
-    (void)snprintf(lattice.name, sizeof(lattice.name), "%s", self.lattice);
-    conn_start(&lattice, now);
+    (void)snprintf(lattice.topic.name, sizeof(lattice.topic.name), "%s", self.lattice);
+    conn_start(&lattice);
 }
 
 #ifndef PROVIDER_WITHOUT_MAIN /* devel/unit.c includes this file */
@@ -2997,10 +2821,10 @@ int main(int argc, char **argv) {
     now = monotonic_ms();
     start_process();
     subjects_start();
-    log_line(LEVEL_INFO, PROVIDER_NAME " " PROVIDER_VERSION ": provider %s on lattice %s", self.key, self.lattice);
+    say(&self.topic, LEVEL_INFO, PROVIDER_NAME " " PROVIDER_VERSION ": provider %s on lattice %s", self.key, self.lattice);
     start_lattice(settings);
     run(parent);
-    log_line(LEVEL_INFO, "stopped: %s (memory: %zu kB of the arena at most, %" PRIu64 " blocks taken)", stop.why, arena.peak / 1024, arena.taken);
+    say(&self.topic, LEVEL_INFO, "stopped: %s (memory: %zu kB of the arena at most, %" PRIu64 " blocks taken)", stop.why, arena.peak / 1024, arena.taken);
     return 0;
 }
 #endif
