@@ -1,0 +1,78 @@
+"""Many calls: none fails, none is lost, and the provider's memory does not grow. Driven by build/load, since Python is too slow."""
+import asyncio
+import json
+import re
+
+import pytest
+
+from lattice import HERE
+from servers import DEADLINE
+
+LOAD = HERE.parent.parent / "build/load"
+CALLS = 50_000
+pytestmark = pytest.mark.release
+
+
+async def load(world, flow, *options, calls=CALLS, body=128, in_flight=64):
+    """Runs build/load against the world's provider, and gives (exit code, its report)."""
+    assert LOAD.exists(), "build/load is missing: make build/load"
+    arguments = {"flow": flow, "calls": calls, "in-flight": in_flight, "body": body, "lattice": world.server.url,
+                 "link": world.server.url, "prefix": world.lattice, "key": world.host.key, "component": "echo",
+                 "subject": world.s("load"), "pid": world.provider.pid}
+    process = await asyncio.create_subprocess_exec(
+        LOAD, *(text for name, value in arguments.items() for text in (f"--{name}", str(value))), *options,
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE)
+    try:
+        out, err = await asyncio.wait_for(process.communicate(), 120)
+    finally:
+        if process.returncode is None:
+            process.kill()
+    assert out, f"exit code {process.returncode}: {err.decode()}"
+    print(out.decode().strip(), err.decode().strip())
+    return process.returncode, json.loads(out)
+
+
+async def start(world, flow):
+    link = world.host.handler_link(subscriptions=world.s("load")) if flow == "handle" else world.host.consumer_link()
+    return await world.start(link)
+
+
+@pytest.mark.parametrize("flow", ["publish", "request", "handle"])
+async def test_many_calls(world, flow):
+    """50,000 calls with 64 in flight: no error, none lost, and no growth of resident memory from the 10,000th on."""
+    await start(world, flow)
+    code, report = await load(world, flow)
+    assert code == 0 and report["done"] == CALLS and not report["errors"] and not report["lost"], report
+    settled, *later = report["rss_kb"][1:]
+    assert len(later) == 4 and max(later) <= settled, report["rss_kb"]
+
+
+@pytest.mark.parametrize("flow", ["publish", "request", "handle"])
+async def test_large_bodies(world, flow):
+    """Bodies of half a megabyte, a few at a time."""
+    await start(world, flow)
+    code, report = await load(world, flow, calls=200, body=2**19, in_flight=4)
+    assert code == 0 and report["done"] == 200, report
+
+
+def dropped(provider):
+    """Messages that the log says were dropped: the first few line by line, the rest as a count when some seconds are over."""
+    told = [re.search(r"(?:(\d+) more lines like this.*: )?(\d+) messages? dropped", line) for line in provider.lines]
+    return sum(int(found.group(1) or 1) * int(found.group(2)) for found in told if found)
+
+
+async def test_burst(world):
+    """50,000 small messages at once: each is handled, or counted in the log as dropped."""
+    provider = await start(world, "handle")
+    idle = provider.status("VmRSS")
+    _, report = await load(world, "handle", "--burst", "--wait", "3")
+    assert not report["errors"], report
+    try:
+        async with asyncio.timeout(DEADLINE):
+            while report["done"] + dropped(provider) < CALLS:
+                async with provider.news:
+                    await provider.news.wait()
+    except TimeoutError:
+        pass
+    print(f"{report['done']} handled, {dropped(provider)} dropped; resident: idle {idle} kB, at most {provider.status('VmHWM')} kB")
+    assert report["done"] + dropped(provider) == CALLS, "\n".join(provider.lines[-10:])
