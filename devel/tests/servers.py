@@ -144,9 +144,12 @@ class Certificates:
 
 def tls_block(cert, key, ca=None, *, first=False):
     """The tls { } of a nats-server configuration; with a CA, clients have to show a certificate."""
-    client = f' ca_file: "{ca}" verify: true' if ca else ""
-    hello = " handshake_first: true" if first else ""
-    return f'tls {{ cert_file: "{cert}" key_file: "{key}"{client}{hello} }}'
+    lines = [f'cert_file: "{cert}"', f'key_file: "{key}"']
+    if ca:
+        lines += [f'ca_file: "{ca}"', "verify: true"]
+    if first:
+        lines += ["handshake_first: true"]
+    return "tls {\n" + "\n".join(lines) + "\n}\n"
 
 
 # ---------------------------------------------------------------- accounts by JWT

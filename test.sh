@@ -1,0 +1,146 @@
+#!/usr/bin/env bash
+# ./test.sh            every test: builds, unit tests, black-box tests, the same with sanitizers, a smoke run of arm64
+# ./test.sh demo       shows the main job on real input, and tells what happens
+# ./test.sh PATTERN…   only these black-box tests; the words go to pytest (test_links.py, -k reconnect, -x …)
+# ./test.sh --help     prints this
+#
+# Works as the first command after a clone on Debian 12 and 13: what is missing is installed (as root; otherwise the
+# packages are named), Python packages go into build/venv. The last line sums up; the exit code is 0 if all is well.
+set -euo pipefail
+cd "$(dirname "$0")"
+export PATH=$PATH:/usr/sbin:/sbin LC_ALL=C.UTF-8 PYTHONPYCACHEPREFIX=$PWD/build/pycache PYTHONUNBUFFERED=1
+
+native=$(uname -m | sed 's/x86_64/amd64/;s/aarch64/arm64/')
+passed=0 failed=0 skipped=0
+
+say() { printf '\n== %s\n' "$*"; }
+has() { command -v "$1" >/dev/null 2>&1; }
+
+# ---- what has to be installed
+
+# Names the packages for what this machine lacks; for the demo, only what the demo needs.
+missing_packages() {
+  has make || echo make
+  has gcc || echo gcc
+  [ -e /usr/include/stdio.h ] || echo libc6-dev
+  has openssl || echo openssl
+  has nats-server || echo nats-server
+  has python3 || echo python3
+  python3 -c 'import venv, ensurepip' 2>/dev/null || echo python3-venv
+  [ -s /etc/ssl/certs/ca-certificates.crt ] || echo ca-certificates
+  [ "$1" != demo ] || return 0
+  has file || echo file
+  has nm || echo binutils
+  has strace || echo strace
+  [ "$native" != amd64 ] || has aarch64-linux-gnu-gcc || echo gcc-aarch64-linux-gnu
+  [ "$native" != amd64 ] || has qemu-aarch64-static || has qemu-aarch64 || echo qemu-user
+}
+
+install_missing() {
+  local packages
+  packages=$(missing_packages "$1" | tr '\n' ' ')
+  [ -n "$packages" ] || return 0
+  if [ "$(id -u)" != 0 ] || ! has apt-get; then
+    echo "These packages are missing: $packages" >&2
+    echo "Install them and run this again:  apt-get install --no-install-recommends $packages" >&2
+    exit 1
+  fi
+  say "installing $packages"
+  # Debian starts a service that it installs, and nats-server is one. The tests start their own.
+  local no_services=/usr/sbin/policy-rc.d
+  if [ -e $no_services ]; then no_services=; else printf '#!/bin/sh\nexit 101\n' >$no_services; chmod +x $no_services; fi
+  local log status=0
+  log=$(mktemp)
+  { apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $packages; } </dev/null 2>&1 |
+    tee "$log" | grep --line-buffered '^Setting up' || status=$?
+  [ -z "$no_services" ] || rm -f "$no_services"
+  [ -z "$(missing_packages "$1")" ] || status=1
+  [ "$status" = 0 ] || { tail -20 "$log" >&2; echo "apt-get could not install: $(missing_packages "$1" | tr '\n' ' ')" >&2; rm -f "$log"; exit 1; }
+  rm -f "$log"
+}
+
+# Makes build/venv with the pinned packages; the demo needs nats-py alone.
+python_packages() {
+  local wanted stamp
+  wanted=$(grep '==' devel/tests/requirements.txt)
+  [ "$1" != demo ] || wanted=$(grep '^nats-py==' <<<"$wanted")
+  stamp=build/venv/$(cksum <<<"$wanted $(python3 --version)" | cut -d' ' -f1)
+  [ ! -e "$stamp" ] || return 0
+  say "Python packages into build/venv: $(tr '\n' ' ' <<<"$wanted")"
+  mkdir -p build
+  [ -x build/venv/bin/pip ] || python3 -m venv --clear build/venv
+  build/venv/bin/pip install -q --disable-pip-version-check $wanted
+  touch "$stamp"
+}
+
+build() { say "make $*"; make "$@"; }
+
+# ---- suites
+
+# Adds up a suite: one that failed counts at least one failure, one that ran nothing is a failure.
+add() {
+  local name=$1 status=$2 p=$3 f=$4 s=$5
+  [ "$status" = 0 ] || [ "$f" -gt 0 ] || f=1
+  [ "$((p + f))" -gt 0 ] || { echo "$name: no test ran"; f=1; }
+  passed=$((passed + p)) failed=$((failed + f)) skipped=$((skipped + s))
+}
+
+# black_box NAME PROVIDER [PYTEST-ARGUMENT…]   PROVIDER_RUN and SLOW from the environment
+black_box() {
+  local name=$1 provider=$2 status=0 totals p=0 f=0 s=0
+  shift 2
+  say "$name"
+  totals=$(mktemp)
+  (cd devel/tests && PROVIDER=$provider TOTALS=$totals exec ../../build/venv/bin/python -m pytest ${CI:+-q --color=no} "$@") || status=$?
+  read -r p f s <"$totals" || true
+  rm -f "$totals"
+  add "$name" "$status" "$p" "$f" "$s"
+}
+
+unit_tests() {
+  local status=0 p f
+  say "unit tests"
+  mkdir -p build
+  make unit 2>&1 | tee build/unit.log || status=$?
+  p=$(grep -oE '[0-9]+ passed' build/unit.log | tail -1 | cut -d' ' -f1 || true)
+  f=$(grep -oE '[0-9]+ failed' build/unit.log | tail -1 | cut -d' ' -f1 || true)
+  add "unit tests" "$status" "${p:-0}" "${f:-0}" 0
+}
+
+everything() {
+  local emulator
+  build
+  build build/load
+  unit_tests
+  black_box "black-box tests" "$PWD/build/$native/provider"
+  build SAN=1
+  export ASAN_OPTIONS=exitcode=99 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1
+  SLOW=3 black_box "black-box tests with sanitizers" "$PWD/build/san/provider"
+  if [ "$native" = amd64 ]; then
+    build ARCH=arm64
+    emulator=$(command -v qemu-aarch64-static || command -v qemu-aarch64)
+    PROVIDER_RUN=$emulator SLOW=5 black_box "arm64 under ${emulator##*/}" "$PWD/build/arm64/provider" -m smoke
+  fi
+}
+
+case ${1:-} in
+  -h | --help) sed -n '2,8s/^# \{0,1\}//p' "$0"; exit 0 ;;
+  demo)
+    install_missing demo
+    python_packages demo
+    build
+    say demo
+    exec build/venv/bin/python devel/demo.py "build/$native/provider" ;;
+esac
+
+install_missing all
+python_packages all
+if [ $# -gt 0 ]; then
+  build
+  build build/load
+  black_box "black-box tests: $*" "$PWD/build/$native/provider" "$@"
+else
+  everything
+fi
+printf '\n%d passed, %d failed, %d skipped\n' "$passed" "$failed" "$skipped"
+[ "$failed" = 0 ] && [ "$passed" -gt 0 ]
