@@ -1,0 +1,735 @@
+/* unit - tests of what provider.c is made of: codecs, keys, log lines, pools, slots. Built and run by `make unit`.
+ *
+ * It includes the source, so that static functions are in reach. It is compiled twice: with -DSYSTEM_MALLOC, so that
+ * sanitizers see every byte, for all that follows; and with -DUNIT_ARENA for the arena alone, whose functions get other
+ * names, so that the test itself and the libraries keep the system's malloc. Says what failed, a line for each group,
+ * and "N passed, M failed".
+ */
+#pragma GCC diagnostic ignored "-Wunused-function" /* what only main needs */
+#pragma GCC diagnostic ignored "-Wunused-variable"
+#define PROVIDER_WITHOUT_MAIN
+#define _GNU_SOURCE
+#include <stdlib.h>
+
+#ifdef UNIT_ARENA
+#define malloc arena_malloc
+#define free arena_free
+#define calloc arena_calloc
+#define realloc arena_realloc
+#define malloc_usable_size arena_usable_size
+#endif
+#include "../provider.c"
+#undef malloc
+#undef free
+#undef calloc
+#undef realloc
+#undef malloc_usable_size
+
+void verify(bool ok, const char *what, int line);
+int random_below(int n);
+void fill(void *out, size_t len);
+void test_arena(void) __attribute__((weak));
+#define CHECK(condition) verify(condition, #condition, __LINE__)
+#define ROUNDS(n) for (int round_ = 0; round_ < (n); round_++)
+
+#ifdef UNIT_ARENA
+/* ---- the arena ---------------------------------------------------------------------------------------------------- */
+
+static struct {
+    uint8_t *at, *copy;
+    size_t len;
+} held[400];
+
+/* Every block lies behind the one before it, knows it, and is in no list or in the right one; no two neighbours are free. */
+static bool arena_is_sound(void) {
+    struct block *b = (struct block *)(void *)arena_bytes, *end = (struct block *)(void *)(arena_bytes + ARENA_BYTES), *before = NULL;
+    size_t used = 0;
+    for (; b < end; before = b, b = (struct block *)(void *)((uint8_t *)b + HEAD + (b->size & ~(size_t)1))) {
+        if (b->before != before || (b->size & 14)) return false;
+        if (!(b->size & 1)) used += HEAD + b->size;
+        else if (*b->at != b || (b->next && b->next->at != &b->next) || (before && before->size & 1)) return false;
+    }
+    return b == end && b->before == before && used == arena.in_use;
+}
+
+/* The largest block that can be had. */
+static size_t largest(void) {
+    size_t low = 0, high = ARENA_BYTES;
+    while (low < high) {
+        size_t middle = (low + high + 1) / 2;
+        void *p = arena_malloc(middle);
+        arena_free(p);
+        if (p) low = middle;
+        else high = middle - 1;
+    }
+    return low;
+}
+
+static bool arena_kept(size_t i) { return memcmp(held[i].at, held[i].copy, held[i].len) == 0; }
+
+static void arena_keep(size_t i, uint8_t *p, size_t len, size_t same) {
+    held[i].copy = realloc(held[i].copy, len + 1);
+    held[i].at = p;
+    held[i].len = len;
+    CHECK((uintptr_t)p % 16 == 0 && arena_usable_size(p) >= len && p >= arena_bytes && p + len <= arena_bytes + sizeof(arena_bytes));
+    CHECK(memcmp(p, held[i].copy, same) == 0);
+    fill(held[i].copy + same, len - same);
+    memcpy(p + same, held[i].copy + same, len - same);
+}
+
+/* One step of a random program, against a shadow of what it keeps. */
+static void arena_step(size_t i, size_t len) {
+    static const uint8_t zeros[1 << 20];
+    uint8_t *p;
+    if (held[i].at && random_below(2)) {
+        CHECK(arena_kept(i));
+        arena_free(held[i].at);
+        held[i].at = NULL;
+    } else if (held[i].at) {
+        if ((p = arena_realloc(held[i].at, len))) arena_keep(i, p, len, MIN(len, held[i].len));
+        else CHECK(arena_kept(i));
+    } else if (random_below(4) == 0) {
+        if (!(p = arena_calloc(len / 8 + 1, 8))) return;
+        CHECK(memcmp(p, zeros, len) == 0);
+        arena_keep(i, p, len, 0);
+    } else if ((p = arena_malloc(len))) {
+        arena_keep(i, p, len, 0);
+    }
+}
+
+void test_arena(void) {
+    size_t at_start = largest(), refused = 0;
+    CHECK(at_start > ARENA_BYTES / 2 && arena.in_use == 0);
+    ROUNDS(60000) {
+        size_t len = (size_t)random_below(1 << (random_below(100) ? 4 + random_below(9) : 4 + random_below(17)));
+        arena_step((size_t)random_below(COUNT_OF(held)), len);
+        if (round_ % 1000 == 0) CHECK(arena_is_sound());
+    }
+    for (size_t i = 0; i < COUNT_OF(held); i++) {
+        CHECK(!held[i].at || arena_kept(i));
+        arena_free(held[i].at);
+        free(held[i].copy);
+    }
+    CHECK(arena_is_sound() && arena.in_use == 0 && largest() == at_start);
+
+    for (size_t len = 1; len <= 1 << 20; len *= 32) { /* to the end, and back in another order */
+        static void *all[ARENA_BYTES / 48 + 1];
+        size_t n = 0, bytes = 0;
+        while (n < COUNT_OF(all) && (all[n] = arena_malloc(len))) bytes += arena_usable_size(all[n++]) + HEAD;
+        CHECK(n < COUNT_OF(all) && errno == ENOMEM && bytes == arena.in_use && arena_is_sound());
+        CHECK(bytes + 2 * len + 128 > ARENA_BYTES - ARENA_BYTES / 16); /* next to nothing is wasted */
+        for (size_t i = 0; i < n; i += 2) arena_free(all[i]);
+        CHECK(arena_is_sound());
+        for (size_t i = 1; i < n; i += 2) arena_free(all[i]);
+        CHECK(arena.in_use == 0 && largest() == at_start && arena_is_sound());
+    }
+    CHECK(!arena_malloc(ARENA_BYTES + 1) && !arena_malloc(SIZE_MAX) && !arena_malloc(SIZE_MAX - 8));
+    void *volatile small = arena_malloc(10);
+    CHECK(!arena_calloc(SIZE_MAX / 2, 3) && !arena_calloc(SIZE_MAX, SIZE_MAX) && !arena_realloc(small, SIZE_MAX));
+    CHECK(arena_usable_size(small) == 32 && arena_realloc(small, 1 << 20) == small); /* grows in place */
+    void *big = arena_malloc(ARENA_BYTES / 2 - (1 << 20));
+    CHECK(big && !arena_realloc(big, ARENA_BYTES - 64) && arena_is_sound());
+    CHECK(arena_spares(1000, 0) && !arena_spares(1000, 10000) && !arena_spares(ARENA_BYTES, 0) && !arena_spares(SIZE_MAX / 2, 0));
+    arena_free(small);
+    arena_free(big);
+    arena_free(NULL);
+    small = arena_malloc(0);
+    CHECK(small && arena_malloc(0) != small && refused == 0);
+}
+
+#else
+/* ---- reporting, chance --------------------------------------------------------------------------------------------- */
+
+static unsigned passed, failed, shown;
+
+void verify(bool ok, const char *what, int line) {
+    if (ok) passed++;
+    else if (failed++, shown++ < 10) printf("devel/unit.c:%d: not true: %s\n", line, what);
+}
+
+/* The same numbers each time (xorshift). */
+static uint64_t chance = 88172645463325252u;
+int random_below(int n) {
+    chance ^= chance << 13;
+    chance ^= chance >> 7;
+    chance ^= chance << 17;
+    return (int)((chance >> 16) % (unsigned)n);
+}
+void fill(void *out, size_t len) {
+    for (uint8_t *c = out; len--; c++) *c = (uint8_t)random_below(256);
+}
+
+/* Text of up to `len` bytes, UTF-8, in memory of exactly its size, so that sanitizers see a step beyond it. */
+static struct span random_text(size_t len) {
+    static const char *const letters[] = {"a", ".", "Z", "\xc3\xa9", "\xe2\x82\xac", "\xf0\x9f\x98\x80", "\n"};
+    char *text = malloc(len + 8);
+    size_t n = 0;
+    while (n < len) n += (size_t)sprintf(text + n, "%s", letters[random_below(COUNT_OF(letters))]);
+    return (struct span){realloc(text, n + !n), n};
+}
+
+static bool same(struct span a, struct span b) { return a.len == b.len && (a.len == 0 || memcmp(a.at, b.at, a.len) == 0); }
+#define BYTES(text) ((const uint8_t *)(text)), sizeof(text) - 1
+
+/* Bytes in memory of exactly their size. */
+static uint8_t *exactly(const void *bytes, size_t len) { return memcpy(malloc(len + !len), bytes, len); }
+
+static struct reader reader_of(const uint8_t *bytes, size_t len) { return (struct reader){.start = bytes, .at = bytes, .end = bytes + len}; }
+
+/* ---- wire values ------------------------------------------------------------------------------------------------------- */
+
+static void test_u32(void) {
+    static const struct { uint32_t value; const char *bytes; size_t len; } golden[] = {
+        {0, "\0", 1}, {1, "\1", 1}, {127, "\x7f", 1}, {128, "\x80\1", 2}, {1500, "\xdc\x0b", 2}, {16383, "\xff\x7f", 2},
+        {16384, "\x80\x80\1", 3}, {2097151, "\xff\xff\x7f", 3}, {2097152, "\x80\x80\x80\1", 4}, {268435455, "\xff\xff\xff\x7f", 4},
+        {268435456, "\x80\x80\x80\x80\1", 5}, {UINT32_MAX, "\xff\xff\xff\xff\x0f", 5},
+    };
+    static const struct { const char *bytes; size_t len; } wrong[] = {
+        {"\xff\xff\xff\xff\x1f", 5}, {"\x80\x80\x80\x80\x10", 5}, {"\xff\xff\xff\xff\x7f", 5}, /* over 2^32 - 1 */
+        {"\x80\x80\x80\x80\x80\0", 6}, {"\xff\xff\xff\xff\xff\1", 6}, {"\x80\x80\x80\x80\x80", 5}, /* six bytes */
+    };
+    uint8_t out[8];
+    uint32_t value = 1;
+    for (size_t i = 0; i < COUNT_OF(golden); i++) {
+        CHECK(write_u32(out, golden[i].value) == golden[i].len && memcmp(out, golden[i].bytes, golden[i].len) == 0);
+        for (size_t cut = 0; cut <= golden[i].len; cut++) {
+            uint8_t *bytes = exactly(golden[i].bytes, cut);
+            struct reader r = reader_of(bytes, cut);
+            enum decoded d = read_u32(&r, &value);
+            if (cut == golden[i].len) CHECK(d == WHOLE && value == golden[i].value && r.at == r.end);
+            else CHECK(d == NEEDS_MORE && r.needs == cut + 1 && r.at == r.start);
+            free(bytes);
+        }
+    }
+    for (size_t i = 0; i < COUNT_OF(wrong); i++) {
+        struct reader r = reader_of((const uint8_t *)wrong[i].bytes, wrong[i].len);
+        CHECK(read_u32(&r, &value) == MALFORMED);
+    }
+    struct reader r = reader_of(BYTES("\x80\x80\x80\x80\0x")); /* longer than it need be, within five bytes */
+    CHECK(read_u32(&r, &value) == WHOLE && value == 0 && *r.at == 'x');
+}
+
+static void test_strings(void) {
+    static const char *const good[] = {"", "a", "\x7f", "\xc2\x80", "\xdf\xbf", "\xe0\xa0\x80", "\xed\x9f\xbf", "\xee\x80\x80",
+        "\xef\xbf\xbf", "\xf0\x90\x80\x80", "\xf4\x8f\xbf\xbf", "gr\xc3\xbc\xc3\x9f dich \xf0\x9f\x98\x80!"};
+    static const char *const bad[] = {"\x80", "\xbf", "\xc0\x80", "\xc1\xbf", "\xc2", "\xc2" "a", "\xe0\x80\x80", "\xe0\x9f\xbf",
+        "\xed\xa0\x80", "\xed\xbf\xbf", "\xe2\x82", "\xe2\x82" "a", "\xf0\x80\x80\x80", "\xf0\x8f\xbf\xbf", "\xf4\x90\x80\x80",
+        "\xf5\x80\x80\x80", "\xf0\x9f\x98", "\xf0\x9f" "aa", "\xfe", "\xff", "ok\xff", "\xc3\xa9\xa9"};
+    for (size_t i = 0; i < COUNT_OF(good) + COUNT_OF(bad); i++) {
+        const char *text = i < COUNT_OF(good) ? good[i] : bad[i - COUNT_OF(good)];
+        size_t n = strlen(text);
+        uint8_t *bytes = malloc(n + 1);
+        bytes[0] = (uint8_t)n;
+        memcpy(bytes + 1, text, n);
+        struct reader r = reader_of(bytes, n + 1);
+        struct span s;
+        verify(is_utf8((struct span){(char *)bytes + 1, n}) == (i < COUNT_OF(good)), text, __LINE__);
+        CHECK(read_string(&r, &s) == (i < COUNT_OF(good) ? WHOLE : MALFORMED));
+        r.at = bytes;
+        CHECK(read_bytes(&r, &s) == WHOLE && s.len == n); /* a list of bytes may be anything */
+        free(bytes);
+    }
+    struct span s;
+    struct reader r = reader_of(BYTES("\xff\xff\xff\xff\x0f" "abc"));
+    CHECK(read_bytes(&r, &s) == NEEDS_MORE && r.needs == 5 + (size_t)UINT32_MAX);
+    CHECK(is_utf8((struct span){"a\0b", 3}) && is_utf8((struct span){NULL, 0}));
+}
+
+enum kind { OF_PUBLISH, OF_REQUEST };
+
+/* Decodes bytes that lie in memory of exactly their size. `m` points into *kept, which the caller frees. */
+static enum decoded decode(enum kind kind, const void *bytes, size_t len, struct message *m, uint32_t *timeout, size_t *needed, uint8_t **kept) {
+    *kept = exactly(bytes, len);
+    struct reader r = reader_of(*kept, len);
+    *m = (struct message){0};
+    enum decoded d = kind == OF_PUBLISH ? read_publish(&r, m) : read_request(&r, m, timeout);
+    if (d == WHOLE) CHECK(r.at <= r.end);
+    *needed = d == WHOLE ? (size_t)(r.at - r.start) : r.needs;
+    return d;
+}
+
+/* Every beginning of a valid encoding needs more, no more than there is to come; every changed byte is taken calmly. */
+static void torment(enum kind kind, const uint8_t *bytes, size_t len) {
+    struct message m;
+    uint32_t timeout;
+    size_t needed;
+    uint8_t *kept, *changed = exactly(bytes, len);
+    for (size_t cut = 0; cut < len; cut++) {
+        CHECK(decode(kind, bytes, cut, &m, &timeout, &needed, &kept) == NEEDS_MORE && needed > cut && needed <= len);
+        free(kept);
+    }
+    for (size_t i = 0; i < len; i++)
+        for (int value = 0; value < 256; value += len < 100 ? 1 : 1 + random_below(60)) {
+            changed[i] = (uint8_t)value;
+            enum decoded d = decode(kind, changed, len, &m, &timeout, &needed, &kept);
+            if (d == WHOLE) CHECK(is_utf8(m.subject) && is_utf8(m.reply_to) && m.subject.len + m.body.len + m.reply_to.len < len && needed <= len);
+            if (d == NEEDS_MORE) CHECK(needed > len);
+            changed[i] = bytes[i];
+            free(kept);
+        }
+    free(changed);
+}
+
+static void test_golden(void) { /* of devel/tests/golden/lattice-1.9.2.jsonl */
+    static const struct { enum kind kind; const char *bytes; size_t len; const char *subject, *body, *reply; uint32_t timeout; } golden[] = {
+#define VECTOR(text) text, sizeof(text) - 1
+        {OF_PUBLISH, VECTOR("\6t.echo\5hello\1&_INBOX.d38wZo1FoVU9VBFCPUeb6X.seZhYZam"), "t.echo", "hello", "_INBOX.d38wZo1FoVU9VBFCPUeb6X.seZhYZam", 0},
+        {OF_PUBLISH, VECTOR("&_INBOX.d38wZo1FoVU9VBFCPUeb6X.seZhYZam\5hello\0"), "_INBOX.d38wZo1FoVU9VBFCPUeb6X.seZhYZam", "hello", NULL, 0},
+        {OF_PUBLISH, VECTOR("\6t.fail\4boom\0"), "t.fail", "boom", NULL, 0},
+        {OF_PUBLISH, VECTOR("\6q.work\6queued\1\10t3.reply"), "q.work", "queued", "t3.reply", 0},
+        {OF_REQUEST, VECTOR("\tsvc.upper\5shout\xdc\x0b"), "svc.upper", "shout", NULL, 1500},
+        {OF_REQUEST, VECTOR("\nsvc.nobody\5shout\xdc\x0b"), "svc.nobody", "shout", NULL, 1500},
+    };
+    for (size_t i = 0; i < COUNT_OF(golden); i++) {
+        struct message m;
+        uint32_t timeout = 0;
+        size_t needed;
+        uint8_t *kept, out[128];
+        CHECK(decode(golden[i].kind, golden[i].bytes, golden[i].len, &m, &timeout, &needed, &kept) == WHOLE && needed == golden[i].len);
+        CHECK(same(m.subject, span_of(golden[i].subject)) && same(m.body, span_of(golden[i].body)) && timeout == golden[i].timeout);
+        CHECK(m.has_reply == !!golden[i].reply && same(m.reply_to, span_of(golden[i].reply)));
+        if (golden[i].kind == OF_PUBLISH) CHECK(write_message(out, &m) == golden[i].len && memcmp(out, golden[i].bytes, golden[i].len) == 0);
+        free(kept);
+        torment(golden[i].kind, (const uint8_t *)golden[i].bytes, golden[i].len);
+    }
+    /* what the provider answers to a request, behind the tag */
+    struct message m = {.subject = span_of("_INBOX.Ksu8nptpZnquWAAFgtK88e.Ksu8nptpZnquWAAFgtK87H"), .body = span_of("SHOUT")};
+    static const char reply[] = "4_INBOX.Ksu8nptpZnquWAAFgtK88e.Ksu8nptpZnquWAAFgtK87H\5SHOUT\0";
+    uint8_t out[128];
+    CHECK(write_message(out, &m) == sizeof(reply) - 1 && memcmp(out, reply, sizeof(reply) - 1) == 0);
+    size_t needed;
+    uint8_t *kept;
+    CHECK(decode(OF_PUBLISH, "\1a\1b\2", 5, &m, NULL, &needed, &kept) == MALFORMED); /* an option is 0 or 1 */
+    free(kept);
+    CHECK(decode(OF_PUBLISH, "\1\xff\1b\0", 5, &m, NULL, &needed, &kept) == MALFORMED);
+    free(kept);
+    CHECK(decode(OF_PUBLISH, "\0\0\1\0", 4, &m, NULL, &needed, &kept) == WHOLE && m.has_reply && m.reply_to.len == 0);
+    free(kept);
+}
+
+static void test_random_messages(void) {
+    ROUNDS(400) {
+        uint32_t timeout = (uint32_t)random_below(INT32_MAX) >> random_below(31), got = 0;
+        int size = round_ % 40 ? 300 : 40000;
+        struct message m = {.subject = random_text((size_t)random_below(200)), .body = {malloc((size_t)size), (size_t)random_below(size)},
+                            .has_reply = random_below(2)}, back;
+        fill((char *)(uintptr_t)m.body.at, m.body.len);
+        if (m.has_reply) m.reply_to = random_text((size_t)random_below(200));
+        uint8_t *out = malloc(message_room(&m)), *kept;
+        size_t len = write_message(out, &m), needed;
+        CHECK(len <= message_room(&m));
+        CHECK(decode(OF_PUBLISH, out, len, &back, NULL, &needed, &kept) == WHOLE && needed == len && same(back.subject, m.subject) &&
+              same(back.body, m.body) && back.has_reply == m.has_reply && same(back.reply_to, m.reply_to));
+        free(kept);
+        if (size == 300 && round_ < 60) torment(OF_PUBLISH, out, len);
+        len = write_bytes(out, m.subject);
+        len += write_bytes(out + len, m.body);
+        len += write_u32(out + len, timeout);
+        CHECK(decode(OF_REQUEST, out, len, &back, &got, &needed, &kept) == WHOLE && needed == len && got == timeout && same(back.body, m.body));
+        free(kept);
+        if (size == 300 && round_ < 60) torment(OF_REQUEST, out, len);
+        free(out);
+        free((void *)(uintptr_t)m.subject.at);
+        free((void *)(uintptr_t)m.body.at);
+        free((void *)(uintptr_t)m.reply_to.at);
+    }
+}
+
+static void test_results(void) {
+    static const struct { const char *bytes; size_t len; enum decoded how; const char *words; } results[] = {
+        {VECTOR("\0"), WHOLE, NULL}, {VECTOR("\1\x0ctold to fail"), WHOLE, "told to fail"}, {VECTOR("\1\0"), WHOLE, ""},
+        {VECTOR("\1\x8c\0told to fail"), WHOLE, "told to fail"}, {VECTOR("\1\x8c\x80\x80\x80\0told to fail"), WHOLE, "told to fail"},
+        {VECTOR("\2"), MALFORMED, NULL}, {VECTOR("\xff"), MALFORMED, NULL}, {VECTOR("\1\xff\xff\xff\xff\xff\1"), MALFORMED, NULL},
+        {VECTOR("\1\xff\xff\xff\xff\x1f"), MALFORMED, NULL}, {VECTOR("\1\x80\x80\x80\x80\x80"), MALFORMED, NULL},
+        {VECTOR("\1\5abcd"), NEEDS_MORE, NULL}, {VECTOR("\1"), NEEDS_MORE, NULL}, {VECTOR(""), NEEDS_MORE, NULL},
+        {VECTOR("\1\xff\xff\xff\xff\x0fxyz"), NEEDS_MORE, NULL}, {VECTOR("\0trailing"), WHOLE, NULL},
+    };
+    for (size_t i = 0; i < COUNT_OF(results); i++)
+        for (size_t a = 0; a <= results[i].len; a++)
+            for (size_t b = a; b <= results[i].len; b++) { /* in three pieces, at all places */
+                const uint8_t *bytes = (const uint8_t *)results[i].bytes;
+                const size_t cuts[] = {0, a, b, results[i].len};
+                struct result r = {0};
+                enum decoded d = NEEDS_MORE;
+                for (int piece = 0; piece < 3 && d == NEEDS_MORE; piece++) {
+                    uint8_t *part = exactly(bytes + cuts[piece], cuts[piece + 1] - cuts[piece]);
+                    d = read_result(&r, part, cuts[piece + 1] - cuts[piece]);
+                    free(part);
+                }
+                CHECK(d == results[i].how);
+                if (d == WHOLE) CHECK(r.is_error == !!results[i].words && strcmp(r.words, results[i].words ? results[i].words : "") == 0);
+            }
+    struct result r = {0};
+    CHECK(read_result(&r, BYTES("\1\xe8\7")) == NEEDS_MORE);
+    for (int i = 0; i < 1000; i++) CHECK(read_result(&r, (const uint8_t *)"x", 1) == (i < 999 ? NEEDS_MORE : WHOLE));
+    CHECK(strlen(r.words) == sizeof(r.words) - 1); /* of long words the beginning is kept */
+}
+
+/* ---- subjects, lists ------------------------------------------------------------------------------------------------------ */
+
+static void test_subjects(void) {
+    static const char *const good[] = {"a", "a.b", "$SYS.x", "_INBOX.a.b", "a*", "*a.b", "a.b>", ">>", "a.**", "\xc3\xa9.x", "a-b_c:/@#"};
+    static const char *const wild[] = {"*", ">", "a.*", "a.>", "*.*.>", "*.a"};
+    static const char *const bad[] = {"", ".", "a.", ".a", "a..b", "a b", " a", "a ", "a\tb", "a\r\nPUB x 0\r\n\r\n", "a\n", "\x7f", "a.\x7f.b", "\1", ">.a", "a.>.b", "a.>.>"};
+    for (size_t i = 0; i < COUNT_OF(good); i++) verify(is_subject(span_of(good[i]), false) && is_subject(span_of(good[i]), true), good[i], __LINE__);
+    for (size_t i = 0; i < COUNT_OF(wild); i++) verify(!is_subject(span_of(wild[i]), false) && is_subject(span_of(wild[i]), true), wild[i], __LINE__);
+    for (size_t i = 0; i < COUNT_OF(bad); i++) verify(!is_subject(span_of(bad[i]), false) && !is_subject(span_of(bad[i]), true), bad[i], __LINE__);
+    for (int c = 0; c < 256; c++) {
+        char text[] = {'a', (char)c, 'b'};
+        CHECK(is_subject((struct span){text, 3}, false) == (c > ' ' && c != 0x7f));
+    }
+    char text[SUBJECT_MAX + 1];
+    memset(text, 'a', sizeof(text));
+    CHECK(is_subject((struct span){text, SUBJECT_MAX}, false) && !is_subject((struct span){text, SUBJECT_MAX + 1}, false));
+    CHECK(!is_subject((struct span){NULL, 0}, true) && !is_subject((struct span){"a\0b", 3}, true));
+    CHECK(is_token("messaging-nats") && is_token("NABC") && !is_token("") && !is_token(NULL) && !is_token("a.b") && !is_token("*") && !is_token(">") && !is_token("a b"));
+}
+
+static void test_lists(void) {
+    static const struct { const char *list; size_t count; bool ok; } lists[] = {
+        {"", 0, true}, {",", 0, true}, {" , ,, ", 0, true}, {"a", 1, true}, {"a,b", 2, true}, {" a , b\t", 2, true}, {"a|q", 1, true},
+        {"a.*|q,b.>,>|q", 3, true}, {"a,,b,", 2, true}, {"a|", 0, false}, {"|q", 0, false}, {"|", 0, false}, {"a|q|r", 1, true},
+        {"a|q r", 0, false}, {"a b", 0, false}, {"a..b", 0, false}, {"a,b.>.c", 1, false}, {"a|*", 0, false}, {"\xff", 0, false}, {"a\r\nb", 0, false},
+    };
+    for (size_t i = 0; i < COUNT_OF(lists); i++) {
+        size_t count = 99;
+        bool ok = are_subscriptions(lists[i].list, &count);
+        verify(ok == lists[i].ok && (!ok || count == lists[i].count), lists[i].list, __LINE__);
+    }
+    char many[4 * SUBSCRIPTIONS_MAX + 8] = "";
+    for (int i = 0; i < SUBSCRIPTIONS_MAX; i++) strcat(many, "a,");
+    size_t count;
+    CHECK(are_subscriptions(many, &count) && count == SUBSCRIPTIONS_MAX && are_subscriptions(NULL, &count) && count == 0);
+    strcat(many, "a");
+    CHECK(!are_subscriptions(many, &count));
+    struct span subject, queue;
+    CHECK(split_subscription(span_of("q.work|workers"), &subject, &queue) && same(subject, span_of("q.work")) && same(queue, span_of("workers")));
+    static const char *const servers[] = {"nats://h", "tls://h:4222", "h", "h:1", "nats://u:p@h:4222", "NATS://[::1]:4222", "[::1]"};
+    static const char *const no_servers[] = {"", "http://h", "ws://h", "nats://", "nats://u:p@", "nats://a b", "nats://a\"b", "a\\b", "h:65536", "nats://h\r\nPUB"};
+    for (size_t i = 0; i < COUNT_OF(servers); i++) verify(is_server(span_of(servers[i])), servers[i], __LINE__);
+    for (size_t i = 0; i < COUNT_OF(no_servers); i++) verify(!is_server(span_of(no_servers[i])), no_servers[i], __LINE__);
+    CHECK(same(url_address(span_of("nats://user:p@ss@host:1")), span_of("host:1")));
+}
+
+/* ---- keys and secrets: devel/tests/golden/xkey.json --------------------------------------------------------------------------- */
+
+#define HOST_PUBLIC "XBND6ABUQHDG37XISQTBABPVNLOHOC7224HYWKP3Q3BFUMM2WNZSH7WC"
+#define OUR_SEED "SXAJORPMTGH7KQXYR5Z6YKJFJGNEFFFEOMTD2MHPTQCBBWLGNHBTP6SH7Y"
+#define OUR_PUBLIC "XAFGP65BMZFKOOPQ23SLE24I66J2D5KOR3R7GQTGFX22CA2RQJDG3XGQ"
+static const char sealed_hex[] =
+    "786b7631e16db43042bc4f6716b906e596780f35d1fb1013bfe2ba31448b2da31202295c7ac037d6dad7b43ae98721779a6b976fdcfbce099948df5cea12"
+    "edef3bff055f89c575812f4ed5425a8f1b6ede5ec27744befb8bf3a1dc2ec8b107862b0fbdc224366e27fcfaee92f993aae3d8ef51f9d77d338ec4f01109"
+    "44f6b5793d9226d3fbceac27cd575692415922c30d7d750fe503304d8be9c5c32c85d880e7c7a3bf6c843c25c9cd3750d94c88d64a427855c6c354dd4c23"
+    "6b11248bb4fd3d69fea8625202d638f8";
+
+static void test_keys(void) {
+    uint8_t raw[36], again[36];
+    char text[64];
+    CHECK(nkey_decode(span_of(HOST_PUBLIC), raw, 35) && raw[0] == X_PUBLIC && nkey_decode(span_of(OUR_SEED), again, 36));
+    nkey_x_encode(raw + 1, text);
+    CHECK(strcmp(text, HOST_PUBLIC) == 0);
+    CHECK(!nkey_decode(span_of(""), raw, 35) && !nkey_decode(span_of(OUR_SEED), raw, 35) && !nkey_decode(span_of(OUR_PUBLIC), raw, 36));
+    for (size_t i = 0; i < NKEY_PUBLIC_LEN; i++)
+        for (const char *c = "AQ7x0=\xff "; *c; c++) {
+            strcpy(text, OUR_PUBLIC);
+            if (text[i] == *c) continue;
+            text[i] = *c;
+            CHECK(!nkey_decode(span_of(text), raw, 35)); /* the CRC, or no digit */
+        }
+    ROUNDS(200) {
+        uint8_t key[32];
+        fill(key, sizeof(key));
+        nkey_x_encode(key, text);
+        CHECK(strlen(text) == 56 && text[0] == 'X' && nkey_decode(span_of(text), raw, 35) && memcmp(raw + 1, key, 32) == 0);
+    }
+    uint8_t secret[32];
+    CHECK(nkey_seed(span_of(OUR_SEED), SEED_OF_X, secret) && !nkey_seed(span_of(OUR_SEED), SEED_OF_USER, secret) && !nkey_seed(span_of(OUR_PUBLIC), SEED_OF_X, secret));
+    CHECK(!is_user_seed(OUR_SEED) && !is_user_seed("") && is_user_seed("SUACSSL3UAHUDXKFSNVUZRF5UHPMWZ6BFDTJ7M6USDXIEDNPPQYYYCU3VY"));
+    CHECK(crc16(BYTES("123456789")) == 0x31c3);
+}
+
+static const char *text_at(const json_t *secrets, const char *key) {
+    static char text[128];
+    json_t *value = secret_text(json_object_get(secrets, key));
+    (void)snprintf(text, sizeof(text), "%s", value ? json_string_value(value) : "(none)");
+    json_decref(value);
+    return text;
+}
+
+static void test_secrets(void) {
+    uint8_t sealed[256];
+    size_t len;
+    const char *why = NULL;
+    sodium_hex2bin(sealed, sizeof(sealed), sealed_hex, sizeof(sealed_hex) - 1, NULL, &len, NULL);
+    CHECK(!box_open(sealed, len, &why) && strstr(why, "no xkeys"));
+    CHECK(!box_start(span_of(""), span_of("")) && !box_start(span_of(OUR_SEED), span_of(HOST_PUBLIC)) && !box_start(span_of(HOST_PUBLIC), span_of(HOST_PUBLIC)));
+    CHECK(box_start(span_of(HOST_PUBLIC), span_of(OUR_SEED)) && strcmp(box.public_key, OUR_PUBLIC) == 0);
+    json_t *secrets = box_open(sealed, len, &why);
+    CHECK(json_object_size(secrets) == 3 && strcmp(text_at(secrets, "client_jwt"), "eyJ0eXAiOiJKV1QifQ.x.y") == 0);
+    CHECK(strcmp(text_at(secrets, "client_seed"), "SUAM") == 0 && strcmp(text_at(secrets, "blob"), "(none)") == 0); /* no UTF-8 */
+    json_decref(secrets);
+    for (size_t i = 0; i < len; i++) {
+        uint8_t *changed = exactly(sealed, len);
+        changed[i] ^= (uint8_t)(1 << random_below(8));
+        CHECK(!box_open(changed, len, &why) && why && *why);
+        free(changed);
+        uint8_t *cut = exactly(sealed, i);
+        CHECK(!box_open(cut, i, &why));
+        free(cut);
+    }
+    sealed[len - 1] = 0xf9; /* the tampered vector */
+    CHECK(!box_open(sealed, len, &why) && strstr(why, "changed on the way"));
+    box.set = false;
+
+    json_t *values = json_pack("{s:{s:s,s:s}, s:{s:s,s:[i,i]}, s:{s:s,s:[i]}, s:{s:s,s:i}, s:s, s:{}}", "string", "kind", "String", "value", "v",
+                               "bytes", "kind", "Bytes", "value", 104, 105, "wrong", "kind", "Bytes", "value", 256, "number", "kind", "Bytes", "value", 1, "bare", "v", "empty");
+    CHECK(strcmp(text_at(values, "string"), "v") == 0 && strcmp(text_at(values, "bytes"), "hi") == 0 && strcmp(text_at(values, "wrong"), "(none)") == 0);
+    CHECK(strcmp(text_at(values, "number"), "(none)") == 0 && strcmp(text_at(values, "bare"), "(none)") == 0 && strcmp(text_at(values, "empty"), "(none)") == 0);
+    json_decref(values);
+}
+
+/* ---- log: stderr goes to a file meanwhile ---------------------------------------------------------------------------------- */
+
+static char logged[65536];
+static int real_stderr, log_file;
+
+static void log_begin(void) {
+    fflush(stderr);
+    real_stderr = dup(STDERR_FILENO);
+    log_file = fileno(tmpfile());
+    dup2(log_file, STDERR_FILENO);
+}
+
+static unsigned log_end(void) {
+    unsigned lines = 0;
+    ssize_t n = pread(log_file, logged, sizeof(logged) - 1, 0);
+    logged[n > 0 ? n : 0] = 0;
+    dup2(real_stderr, STDERR_FILENO);
+    close(real_stderr);
+    for (const char *c = logged; *c; c++) lines += *c == '\n';
+    return lines;
+}
+
+static void test_log(void) {
+    static const struct { const char *name; enum level level; } levels[] = {
+        {"info", LEVEL_INFO}, {"WARN", LEVEL_WARN}, {"Debug", LEVEL_DEBUG}, {"critical", LEVEL_CRITICAL}, {"off", LEVEL_OFF}, {"trace", LEVEL_TRACE},
+        {"async_nats=warn,error", LEVEL_ERROR}, {"info,async_nats=trace", LEVEL_INFO}, {"", LEVEL_DEBUG}, {"loud", LEVEL_DEBUG}, {"informed", LEVEL_DEBUG}, {"inf", LEVEL_DEBUG}, {",,x=y,", LEVEL_DEBUG},
+    };
+    for (size_t i = 0; i < COUNT_OF(levels); i++) {
+        logger.level = LEVEL_DEBUG;
+        set_level(levels[i].name);
+        verify(logger.level == levels[i].level, levels[i].name, __LINE__);
+    }
+    logger.level = LEVEL_INFO;
+    char out[32];
+    CHECK(strcmp(escaped(out, sizeof(out), "a\"b\\c\n\x7f\xc3\xa9", true), "a\\\"b\\\\c????") == 0);
+    CHECK(strcmp(escaped(out, sizeof(out), "a\"b\\c\n\x1b[1m\xc3\xa9", false), "a\"b\\c??[1m\xc3\xa9") == 0);
+    for (size_t size = 4; size <= sizeof(out); size++) {
+        char *exact = malloc(size);
+        (void)escaped(exact, size, "\"\"\"\"\"\"\"\"\"\"\"\"\"\"\"\"\"\"", true);
+        CHECK(strlen(exact) % 2 == 0 && strlen(exact) < size); /* no half of an escape */
+        free(exact);
+    }
+    static struct topic topic = {.kind = "link", .name = "a \"b\"\n(default)"};
+    char huge[3000];
+    memset(huge, '"', sizeof(huge));
+    huge[sizeof(huge) - 1] = 0;
+    logger.json = true;
+    now = 1000;
+    log_begin();
+    say(&topic, LEVEL_WARN, "words: %s", huge);
+    say(&topic, LEVEL_WARN, "\r\n\1\x7f%s", "two\nlines");
+    say(&topic, LEVEL_DEBUG, "not at this level");
+    CHECK(log_end() == 2);
+    for (char *line = strtok(logged, "\n"); line; line = strtok(NULL, "\n")) {
+        json_t *json = json_loads(line, 0, NULL);
+        CHECK(json && json_string_value(json_object_get(json, "message")) && json_object_get(json, "timestamp"));
+        CHECK(json && strcmp(json_string_value(json_object_get(json, "level")), "WARN") == 0);
+        CHECK(json && strcmp(json_string_value(json_object_get(json, "link")), "a \"b\"?(default)") == 0);
+        json_decref(json);
+    }
+    logger.json = false;
+}
+
+static void test_gates(void) {
+    static struct topic topic = {.kind = "link", .name = "x"};
+    now = 100000;
+    log_begin();
+    for (int i = 0; i < 1000; i++) say(&topic, LEVEL_WARN, "again %d", i);
+    topic_tick(&topic);
+    CHECK(log_end() == GATE_LINES && strstr(logged, "again 4") && !strstr(logged, "again 5"));
+    log_begin();
+    say(&topic, LEVEL_WARN, "something else");
+    now += GATE_MS;
+    topic_tick(&topic);
+    topic_tick(&topic);
+    CHECK(log_end() == 2 && strstr(logged, "995 more") && strstr(logged, "again 999") && strstr(logged, "something else"));
+    log_begin();
+    for (int i = 0; i < 10; i++) say(&topic, LEVEL_WARN, "again %d", i);
+    now += GATE_MS;
+    topic_tick(&topic);
+    CHECK(strstr((log_end(), logged), "10 more")); /* it goes on: only the count */
+    log_begin();
+    now += GATE_MS;
+    topic_tick(&topic);
+    say(&topic, LEVEL_WARN, "again %d", 7);
+    CHECK(log_end() == 1 && strstr(logged, "again 7")); /* it was quiet: written again */
+
+    static struct topic busy = {.kind = "link", .name = "y"}; /* more kinds of lines than gates: none is lost uncounted */
+    static const char *const formats[] = {"kind 0", "kind 1", "kind 2", "kind 3", "kind 4", "kind 5", "kind 6", "kind 7", "kind 8", "kind 9"};
+    log_begin();
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wformat-security"
+    for (int i = 0; i < 100; i++) say(&busy, LEVEL_WARN, formats[0]);
+    for (size_t i = 1; i < COUNT_OF(formats); i++) say(&busy, LEVEL_WARN, formats[i]);
+#pragma GCC diagnostic pop
+    now += GATE_MS;
+    topic_tick(&busy);
+    log_end();
+    CHECK(strstr(logged, "95 more"));
+}
+
+/* ---- store and slots -------------------------------------------------------------------------------------------------------- */
+
+/* A chain beside plain memory that holds the same bytes. */
+struct model {
+    struct chain chain;
+    uint8_t *bytes;
+    size_t len;
+};
+
+static void model_add(struct model *m, size_t *chunks, size_t len) {
+    m->bytes = realloc(m->bytes, m->len + len + 1);
+    fill(m->bytes + m->len, len);
+    uint8_t *from = exactly(m->bytes + m->len, len);
+    size_t before = *chunks, end = m->chain.len ? (m->chain.taken + m->chain.len) % CHUNK : 0;
+    size_t room = end ? CHUNK - end : 0, expected = len > room ? (len - room + CHUNK - 1) / CHUNK : 0;
+    chain_add(&m->chain, chunks, from, len);
+    m->len += len;
+    CHECK(*chunks - before == expected); /* neither more nor fewer than store_spares() reckons with */
+    free(from);
+}
+
+static void model_drop(struct model *m, size_t *chunks, size_t len) {
+    chain_drop(&m->chain, chunks, len);
+    m->len -= len;
+    if (m->len) memmove(m->bytes, m->bytes + len, m->len);
+}
+
+static void test_chains(void) {
+    static struct model models[5];
+    static const size_t sizes[] = {0, 1, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK, 3 * CHUNK + 7};
+    size_t chunks = 0;
+    ROUNDS(20000) {
+        struct model *m = &models[random_below(COUNT_OF(models))];
+        size_t some = random_below(3) ? (size_t)random_below(300) : sizes[random_below(COUNT_OF(sizes))];
+        if (random_below(2) && m->len < 50000 && store_spares(&m->chain, chunks, some)) model_add(m, &chunks, some);
+        else model_drop(m, &chunks, random_below(20) ? MIN(some, m->len) : m->len);
+        size_t from = m->len ? (size_t)random_below((int)m->len) : 0, len = m->len ? (size_t)random_below((int)(m->len - from) + 1) : 0;
+        uint8_t *out = malloc(len + 1);
+        chain_copy(&m->chain, from, out, len);
+        CHECK(m->chain.len == m->len && (len == 0 || memcmp(out, m->bytes + from, len) == 0) && chunks == store.in_use);
+        free(out);
+    }
+    for (size_t i = 0; i < COUNT_OF(models); i++) {
+        model_drop(&models[i], &chunks, models[i].len);
+        CHECK(!models[i].chain.first && !models[i].chain.last && models[i].chain.taken == 0);
+        free(models[i].bytes);
+    }
+    CHECK(chunks == 0 && store.in_use == 0);
+}
+
+static void test_store_shares(void) {
+    static const uint8_t some[CHUNK];
+    static struct chain chains[8];
+    size_t held[8] = {0}, total = COUNT_OF(store.chunks), all = 0;
+    CHECK(!store_spares(&chains[0], 0, total * CHUNK + 1) && !store_spares(&chains[0], 0, SIZE_MAX / 2) && store_spares(&chains[0], 0, 0));
+    size_t most = 0; /* in one piece; the answer has to be right to the byte */
+    while (store_spares(&chains[0], 0, (most + 1) * CHUNK)) most++;
+    CHECK(most > total * 2 / 3 - 2 && most < total * 2 / 3 + 2 && !store_spares(&chains[0], 0, most * CHUNK + 1));
+    while (store_spares(&chains[0], held[0], CHUNK)) chain_add(&chains[0], &held[0], some, CHUNK);
+    CHECK(held[0] > total * 2 / 3 - 2 && held[0] < total * 2 / 3 + 2); /* two thirds for one */
+    while (store_spares(&chains[1], held[1], CHUNK)) chain_add(&chains[1], &held[1], some, CHUNK);
+    CHECK(held[1] > (total - held[0]) / 2); /* and of the rest for the next */
+    for (size_t i = 2; i < 8; i++) {
+        CHECK(store_spares(&chains[i], 0, 1));
+        while (store_spares(&chains[i], held[i], 1)) chain_add(&chains[i], &held[i], some, 1);
+    }
+    for (size_t i = 0; i < 8; i++) {
+        all += held[i];
+        chain_drop(&chains[i], &held[i], chains[i].len);
+        CHECK(held[i] == 0);
+    }
+    CHECK(all <= total && all > total * 9 / 10 && store.in_use == 0);
+}
+
+static void test_slots(void) {
+    static struct link a, b;
+    static struct call *of_a[CALLS_MAX];
+    struct conn *on = &a.conn;
+    char inbox[INBOX_MAX + TOKEN_LEN + 16], stale[sizeof(inbox)];
+    const char *suffix;
+    on->inbox_len = (size_t)snprintf(on->inbox, sizeof(on->inbox), "_INBOX.abc.");
+    size_t n = 0;
+    for (struct call *c; (c = call_take(&a));) {
+        call_until(c, CALL_REQUEST, 5);
+        of_a[n++] = c;
+    }
+    CHECK(n == CALLS_MAX / 2 && a.calls == n && calls.used == n); /* half of what there is */
+    size_t m = n;
+    while (m < CALLS_MAX && (of_a[m] = call_take(&b))) m++;
+    CHECK(m - n == CALLS_MAX / 4 && b.calls == m - n); /* and half of the rest */
+    while (m > n) call_free(of_a[--m]);
+    for (size_t i = 0; i < n; i++) {
+        call_inbox(of_a[i], on, inbox);
+        CHECK(is_subject(span_of(inbox), false) && strlen(inbox) == on->inbox_len + TOKEN_LEN);
+        strcat(inbox, ".params");
+        CHECK(call_of_subject(on, inbox, &suffix) == of_a[i] && strcmp(suffix, ".params") == 0);
+    }
+    call_inbox(of_a[3], on, stale);
+    CHECK(call_of_subject(on, stale, &suffix) == of_a[3] && *suffix == 0);
+    for (size_t i = 0; i < TOKEN_LEN; i++) {
+        strcpy(inbox, stale);
+        inbox[on->inbox_len + i] = 0;
+        char *exact = (char *)exactly(inbox, on->inbox_len + i + 1);
+        CHECK(!call_of_subject(on, exact, &suffix)); /* too short */
+        free(exact);
+        for (const char *c = "gG.*\xff"; *c; c++) {
+            strcpy(inbox, stale);
+            inbox[on->inbox_len + i] = *c;
+            CHECK(!call_of_subject(on, inbox, &suffix));
+        }
+        strcpy(inbox, stale);
+        inbox[on->inbox_len + i] = 'f';
+        CHECK(call_of_subject(on, inbox, &suffix) != of_a[3]); /* another slot or generation, or none */
+    }
+    call_free(of_a[3]);
+    CHECK(!call_of_subject(on, stale, &suffix));
+    struct call *again = call_take(&a);
+    call_until(again, CALL_REQUEST, 5);
+    CHECK(again == of_a[3] && !call_of_subject(on, stale, &suffix)); /* the same slot, and yet not that call */
+    call_inbox(again, on, inbox);
+    CHECK(strcmp(inbox, stale) != 0 && call_of_subject(on, inbox, &suffix) == again);
+    for (size_t i = 0; i < n; i++) call_free(of_a[i]);
+    CHECK(a.calls == 0 && calls.used == 0 && !call_of_subject(on, inbox, &suffix));
+}
+
+int main(void) {
+    static const struct { const char *name; void (*test)(void); } groups[] = {
+        {"u32", test_u32}, {"strings", test_strings}, {"golden parameters", test_golden}, {"random messages", test_random_messages},
+        {"results in pieces", test_results}, {"subjects", test_subjects}, {"lists", test_lists}, {"nkeys", test_keys},
+        {"secrets", test_secrets}, {"log lines", test_log}, {"repeated lines", test_gates}, {"chains", test_chains},
+        {"shares of the store", test_store_shares}, {"call slots", test_slots}, {"arena", test_arena},
+    };
+    if (sodium_init() < 0) return 1;
+    for (size_t i = 0; i < COUNT_OF(groups); i++) {
+        unsigned before = passed + failed, failed_before = failed;
+        shown = 0;
+        if (groups[i].test) groups[i].test();
+        printf("%s %s: %u checks\n", failed > failed_before ? "FAIL" : groups[i].test ? "ok  " : "left out,", groups[i].name, passed + failed - before);
+        fflush(stdout);
+    }
+    printf("%u passed, %u failed\n", passed, failed);
+    return failed > 0;
+}
+#endif
