@@ -1,35 +1,32 @@
 /* messaging-nats - a wasmCloud capability provider for wasmcloud:messaging@0.2.0 over NATS, in one file.
  *
- * A wasmCloud host runs WebAssembly components. A component that wants to publish a message, ask a question of a
- * subject, or be called for each message of a subscription is *linked* to a provider: this program. The host starts
- * it, writes one line of *host data* to its standard input, and from then on everything goes over NATS:
+ * A wasmCloud host runs WebAssembly components. A component that publishes messages, asks questions of a subject, or is
+ * called for each message of a subscription is *linked* to a provider: this program. The host starts it, writes one line
+ * of *host data* to its standard input, and from then on everything goes over NATS:
  *
  *     component ── publish, request ──▶ lattice ──▶ provider ──▶ the link's NATS server      (calls from components)
  *     component ◀── handle-message ─── lattice ◀── provider ◀── the link's NATS server       (calls to components)
  *
- * The *lattice* is the NATS server that hosts and providers share; calls on it are wRPC. Each link has a NATS
- * connection of its own, to whatever server its configuration names, often the same one.
- *
- * The file is a house of eleven rooms, to be walked through from top to bottom; each uses only rooms before it:
+ * The *lattice* is the NATS server that hosts and providers share; calls on it are wRPC. Each link has a connection of its
+ * own, to the server that its configuration names. The file is a house of eleven rooms; each uses only those before it:
  *
  *      1 memory                 the arena under every library, the store for messages that wait
  *      2 log                    one line, one write; what would repeat a thousand times is counted
  *      3 wire values            how wRPC writes strings, lists, options and results
- *      4 keys and secrets       nkeys, link secrets, signatures
+ *      4 keys and secrets       nkeys, and the secrets of links
  *      5 connections            connecting threads, and nats.c in our loop
  *      6 links                  what a host asks for, merged with the defaults
- *      7 calls                  slots, inboxes, deadlines, answers
+ *      7 calls                  slots, inboxes, answers
  *      8 calls from components  publish and request
  *      9 calls to components    handle-message, its backlog and its pauses
- *     10 control                host data, link put and delete, config update, health, shutdown
- *     11 the loop, and main
+ *     10 control                link put and delete, config update, health, shutdown
+ *     11 the loop, and main    and the host data that starts it
  *
- * Threads: all of this runs on one thread, in the loop at the end. nats.c keeps three threads of its own, which do
- * nothing here, and each connection attempt runs on a thread that lives as long as the attempt. What such a thread
- * may touch is said in room 5.
+ * All of this runs on one thread, in the loop at the end. nats.c keeps three threads of its own, which do nothing here, and
+ * each attempt to connect runs on a thread that lives as long as the attempt; what that may touch is said in room 5.
  *
- * "protocol:" in a comment points to the public source of a fact about the wire: wasmCloud's host and provider-sdk
- * (1.0.4, 1.9.2), the crate wrpc-transport-nats, the component model's value encoding, the NATS client protocol.
+ * "protocol:" in a comment points to the public source of a fact about the wire: wasmCloud's host and provider-sdk (1.0.4,
+ * 1.9.2), the crate wrpc-transport-nats, the component model's value encoding, the NATS client protocol.
  */
 #define _GNU_SOURCE
 #include "provider.h"
@@ -46,12 +43,9 @@
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <stdbool.h>
-#include <stddef.h>
-#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <strings.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
 #include <time.h>
@@ -65,6 +59,7 @@
 
 #define COUNT_OF(array) (sizeof(array) / sizeof(array)[0])
 #define MIN(a, b) ((a) < (b) ? (a) : (b))
+#define MAX(a, b) ((a) > (b) ? (a) : (b))
 
 /* Bytes that belong to somebody else. */
 struct span {
@@ -101,9 +96,8 @@ static uint64_t monotonic_ms(void) {
  * Two static pools, and nothing else: no brk, no mmap, no surprise after three years.
  *
  * The *arena* is what malloc() means in this program, for the libraries as well as for libc. Free blocks hang in lists by
- * size, in two levels (TLSF: Masmano, Ripoll, Crespo, Real, 2004): the first is the power of two, the second divides that
- * into sixteen. Two bit maps find a list with a block in it, so that taking and giving back cost the same few
- * instructions however long the program has run; neighbours that are free are joined.
+ * size, two for each power of two, and a bit map says which lists are not empty: taking and giving back cost the same few
+ * instructions however long the program has run. Neighbours that are free are joined.
  *
  * The *store* holds our own bytes that must wait: equal chunks in chains, which cannot fragment, so that a message of any
  * size fits as long as chunks are free.
@@ -125,16 +119,11 @@ struct block {
     struct block *next, **at;  /* only while it is free, in the payload: the next in its list, and what points to it */
 };
 
-enum {
-    ALIGN = 16,
-    HEAD = offsetof(struct block, next) < ALIGN ? ALIGN : offsetof(struct block, next),
-    LEVELS = 24, /* far above the largest arena */
-};
+enum { ALIGN = 16, HEAD = offsetof(struct block, next) < ALIGN ? ALIGN : offsetof(struct block, next) };
 
 static struct {
-    uint32_t levels;         /* bit n: level n has a list that is not empty */
-    uint16_t lists[LEVELS];  /* bit m of [n]: list m of level n is not empty */
-    struct block *first[LEVELS][16];
+    uint64_t some;             /* bit n: list n is not empty */
+    struct block *first[64];
 } heap;
 static _Alignas(4096) uint8_t arena_bytes[ARENA_BYTES + sizeof(struct block)];
 
@@ -142,49 +131,36 @@ static void *payload(struct block *b) { return (uint8_t *)b + HEAD; }
 static struct block *block_of(void *p) { return (struct block *)(void *)((uint8_t *)p - HEAD); }
 static struct block *block_after(struct block *b) { return (struct block *)(void *)((uint8_t *)b + HEAD + b->size); }
 static size_t rounded(size_t size) { return size < 2 * ALIGN ? 2 * ALIGN : (size + ALIGN - 1) & ~(size_t)(ALIGN - 1); }
-static unsigned top_bit(size_t size) { return (unsigned)(sizeof(long) * 8 - 1) - (unsigned)__builtin_clzl(size); }
 
-/* The list for blocks of this size: below 256 bytes one for each multiple of 16, from there on as described above. */
-static void list_for(size_t size, unsigned *level, unsigned *list) {
-    *level = size < 256 ? 0 : top_bit(size) - 7;
-    *list = (unsigned)(size < 256 ? size / 16 : size >> (top_bit(size) - 4)) & 15;
+static unsigned list_for(size_t size) {
+    unsigned top = 31 - (unsigned)__builtin_clz((unsigned)size);
+    return 2 * top + (size >> (top - 1) & 1);
 }
 
 static void block_list(struct block *b) {
-    unsigned level, list;
-    list_for(b->size, &level, &list);
-    b->at = &heap.first[level][list];
+    unsigned list = list_for(b->size);
+    b->at = &heap.first[list];
     b->next = *b->at;
     if (b->next) b->next->at = &b->next;
     *b->at = b;
     b->size |= 1;
-    heap.levels |= 1u << level;
-    heap.lists[level] |= (uint16_t)(1u << list);
+    heap.some |= 1ull << list;
 }
 
 static void block_unlist(struct block *b) {
-    unsigned level, list;
     b->size &= ~(size_t)1;
-    list_for(b->size, &level, &list);
     *b->at = b->next;
     if (b->next) b->next->at = b->at;
-    if (!heap.first[level][list]) heap.lists[level] &= (uint16_t)~(1u << list);
-    if (!heap.lists[level]) heap.levels &= ~(1u << level);
+    if (!heap.first[list_for(b->size)]) heap.some &= ~(1ull << list_for(b->size));
 }
 
-/* A free block of at least this size, or NULL. A list may hold smaller blocks as well, so it looks one list higher. */
+/* A free block of at least this size, or NULL: the first of its own list if that is large enough, else one of a list in
+ * which every block is. */
 static struct block *block_find(size_t size) {
-    unsigned level, list;
-    if (size >= 256) size += ((size_t)1 << (top_bit(size) - 4)) - 1;
-    list_for(size, &level, &list);
-    uint32_t lists = heap.lists[level] & (0xffffu << list);
-    if (!lists) {
-        uint32_t levels = heap.levels & (0xfffffffeu << level);
-        if (!levels) return NULL;
-        level = (unsigned)__builtin_ctz(levels);
-        lists = heap.lists[level];
-    }
-    return heap.first[level][__builtin_ctz(lists)];
+    unsigned list = list_for(size);
+    if (heap.first[list] && heap.first[list]->size >= size) return heap.first[list];
+    uint64_t larger = heap.some & ~((2ull << list) - 1);
+    return larger ? heap.first[__builtin_ctzll(larger)] : NULL;
 }
 
 /* Puts a block that is in no list back, joined with its neighbours if they are free. */
@@ -400,7 +376,7 @@ static const char *const level_names[] = {"OFF", "CRITICAL", "ERROR", "WARN", "I
 static struct {
     enum level level;
     bool json;
-    uint64_t lost;  /* lines that nobody read */
+    uint64_t lost;  /* lines, because nobody read them */
 } logger = {.level = LEVEL_INFO};
 
 /* Copies text for a terminal, or for a JSON string: no control character gets through, and into JSON only ASCII, since
@@ -417,7 +393,7 @@ static const char *escaped(char *out, size_t size, const char *text, bool json) 
 
 /* What a line can be about, and which of its lines came lately: where one would repeat thousands of times, the first few
  * are written, the rest is counted, and the count is written when GATE_MS are over. */
-enum { GATES = 8, GATE_LINES = 5, GATE_MS = 5000 };
+enum { GATES = 13, GATE_LINES = 5, GATE_MS = 5000 };
 
 struct topic {
     const char *kind;      /* "link", "lattice", "provider" */
@@ -459,12 +435,9 @@ static void topic_tick(struct topic *topic) {
 
 __attribute__((format(printf, 3, 4))) static void say(struct topic *topic, enum level level, const char *format, ...) {
     char words[1024];
-    struct gate *g = topic->gates, *oldest = g;
+    struct gate *g = &topic->gates[((uintptr_t)format >> 3) % GATES];
     va_list args;
     if (level > logger.level) return;
-    for (; g < topic->gates + GATES && g->format != format; g++)
-        if (g->until < oldest->until) oldest = g;
-    if (g == topic->gates + GATES) g = oldest;
     if (g->format != format || (now >= g->until && !g->held)) *g = (struct gate){.format = format, .until = now + GATE_MS};
     va_start(args, format);
     (void)vsnprintf(words, sizeof(words), format, args);
@@ -808,7 +781,7 @@ struct conn {
     json_t *settings;      /* key → string: cluster_uris, client_jwt, tls_ca, …; see setting_defaults */
     void (*on_up)(struct conn *);
     void (*on_message)(struct conn *, natsMsg *);  /* does not keep the message */
-    void (*on_down)(struct conn *, const char *why);
+    void (*on_down)(struct conn *, const char *why);  /* or NULL */
     uint64_t ping_ms;
     size_t write_max;      /* bytes that may wait to be written */
     char inbox[INBOX_MAX]; /* what is sent to "{inbox}.…" comes back to us; ends with a dot */
@@ -818,7 +791,7 @@ struct conn {
     natsConnection *nc;
     natsSock fd;
     size_t server;         /* the one of cluster_uris to try first */
-    char error[320];
+    char failure[320];     /* why it did not succeed */
 
     /* written by nats.c's callbacks on any thread */
     atomic_int report;
@@ -826,15 +799,18 @@ struct conn {
 
     /* the loop's */
     enum conn_state state;
+    char trouble[320];     /* why it is not UP, or "" */
     uint64_t due_ms;       /* WAITING: the next attempt */
-    uint64_t up_ms, heard_ms, asked_ms;  /* when it came up, was last heard, was last asked for a sign of life */
     unsigned failures;     /* attempts since it last stood for a while */
-    uint64_t queued;       /* bytes ever given to nats.c for writing */
-    size_t capacity;       /* what nats.c's write buffer has grown to, about */
-    bool blocked;          /* the socket takes no more: wait for POLLOUT */
-    bool echoed;           /* what conn_ask_echo() sent has come back */
-    bool more;             /* there is input that poll does not see: TLS had read ahead */
-    const char *broken;    /* why the loop wants it closed */
+    struct {               /* of this time that it is UP */
+        uint64_t up_ms, heard_ms, asked_ms;  /* when it came up, was last heard, was last asked for a sign of life */
+        uint64_t queued;   /* bytes given to nats.c for writing */
+        size_t capacity;   /* what nats.c's write buffer has grown to, about */
+        bool blocked;      /* the socket takes no more: wait for POLLOUT */
+        bool echoed;       /* what conn_ask_echo() sent has come back */
+        bool more;         /* there is input that poll does not see: TLS had read ahead */
+        const char *broken;/* why the loop wants it closed */
+    } io;
 };
 
 static struct {
@@ -968,27 +944,11 @@ static natsStatus set_options(struct conn *c, natsOptions *opts, const char *url
     return s == NATS_OK ? set_tls_options(c, opts, url) : s;
 }
 
-/* nats.c reports a name that does not resolve, a refusal and silence alike. Tells them apart, for people. */
-static const char *why_unreachable(struct span address, uint64_t took_ms, char out[160]) {
-    char host[256];
-    struct addrinfo *found = NULL;
-    bool v6 = address.len && address.at[0] == '[';
-    const char *end = memchr(address.at, v6 ? ']' : ':', address.len);
-    size_t len = end ? (size_t)(end - address.at) : address.len;
-    (void)snprintf(host, sizeof(host), "%.*s", (int)(len - v6), address.at + v6);
-    int e = getaddrinfo(host, NULL, &(struct addrinfo){.ai_socktype = SOCK_STREAM}, &found);
-    if (found) freeaddrinfo(found);
-    if (e) (void)snprintf(out, 160, "the name does not resolve (%s)", gai_strerror(e));
-    else if (took_ms + 100 >= CONNECT_TIMEOUT_MS) (void)snprintf(out, 160, "no answer within %d ms", CONNECT_TIMEOUT_MS);
-    else (void)snprintf(out, 160, "the connection was refused, or there is no way to that address");
-    return out;
-}
-
-/* One attempt at one server. On failure says why behind what c->error says already. */
+/* One attempt at one server. On failure says why, behind what c->failure says already. */
 static bool connect_to(struct conn *c, struct span server) {
-    char url[1024], why[160];
+    char url[1024];
     natsOptions *opts = NULL;
-    uint64_t began = monotonic_ms();
+    struct span address = url_address(server);
     (void)snprintf(url, sizeof(url), "%.*s", (int)server.len, server.at);
     natsStatus s = natsOptions_Create(&opts);
     if (s == NATS_OK) s = set_options(c, opts, url);
@@ -997,11 +957,10 @@ static bool connect_to(struct conn *c, struct span server) {
     sodium_memzero(url, sizeof(url)); /* it may hold a password */
     if (s == NATS_OK) return true;
     const char *text = nats_GetLastError(NULL);
-    if (!text || !*text) text = natsStatus_GetText(s);
-    struct span address = url_address(server);
-    if (s == NATS_NO_SERVER) text = why_unreachable(address, monotonic_ms() - began, why);
-    size_t at = strlen(c->error);
-    (void)snprintf(c->error + at, sizeof(c->error) - at, "%s%.*s: %s", at ? "; " : "", (int)address.len, address.at, text);
+    if (s == NATS_NO_SERVER) text = "the name does not resolve, or nobody answers there";
+    size_t at = strlen(c->failure);
+    (void)snprintf(c->failure + at, sizeof(c->failure) - at, "%s%.*s: %s", at ? "; " : "", (int)address.len, address.at,
+                   text && *text ? text : natsStatus_GetText(s));
     c->nc = NULL;
     return false;
 }
@@ -1013,7 +972,7 @@ static void *connect_thread(void *arg) {
     size_t count = list_count(servers);
     enum report report = REPORT_FAILED;
     struct span server;
-    c->error[0] = 0;
+    c->failure[0] = 0;
     for (size_t i = 0; i < count && report == REPORT_FAILED; i++) {
         if (!list_item(servers, c->server, &server)) break;
         if (connect_to(c, server)) report = REPORT_UP;
@@ -1079,64 +1038,63 @@ static void on_filter(natsConnection *nc, natsMsg **msg, void *user) {
     (void)nc;
     *msg = NULL;
     const char *subject = natsMsg_GetSubject(m);
-    if (strncmp(subject, c->inbox, c->inbox_len) == 0 && strcmp(subject + c->inbox_len, "echo") == 0) c->echoed = true;
-    else if (!c->broken) c->on_message(c, m);
+    if (strncmp(subject, c->inbox, c->inbox_len) == 0 && strcmp(subject + c->inbox_len, "echo") == 0) c->io.echoed = true;
+    else if (!c->io.broken) c->on_message(c, m);
     natsMsg_free(m);
 }
 
-/* Closes the natsConnection without waiting: nats.c would flush for up to 500 ms if bytes were pending, so the socket
- * is shut down and nats.c finds that out by itself first. */
+/* Ends subscriptions: all, or all but the one to the inbox, which means no new work while answers still come. */
+static void conn_unsubscribe(struct conn *c, bool all) {
+    for (size_t i = 0; i < COUNT_OF(net.subs); i++) {
+        if (net.subs[i].of != c || (!all && strncmp(natsSubscription_GetSubject(net.subs[i].sub), c->inbox, c->inbox_len) == 0)) continue;
+        natsSubscription_Destroy(net.subs[i].sub);
+        net.subs[i].of = NULL;
+    }
+}
+
+/* Closes the natsConnection without waiting: nats.c would flush for up to 500 ms if bytes were pending, so the socket is
+ * shut down and nats.c finds that out by itself first. */
 static void conn_close(struct conn *c) {
     (void)shutdown(c->fd, SHUT_RDWR);
     if (natsConnection_Buffered(c->nc) > 0) natsConnection_ProcessWriteEvent(c->nc);
     natsConnection_Close(c->nc);
-    for (size_t i = 0; i < COUNT_OF(net.subs); i++)
-        if (net.subs[i].of == c) {
-            natsSubscription_Destroy(net.subs[i].sub);
-            net.subs[i].of = NULL;
-        }
+    conn_unsubscribe(c, true);
     natsConnection_Destroy(c->nc);
     natsConnection_ProcessCloseEvent(&c->fd);
     c->nc = NULL;
+    net.up--;
 }
 
 static void conn_came_up(struct conn *c) {
     c->state = CONN_UP;
-    c->up_ms = c->heard_ms = now;
-    c->asked_ms = 0;
-    c->queued = 0;
-    c->capacity = IO_BUFFER;
-    c->blocked = c->more = false;
-    c->broken = NULL;
+    memset(&c->io, 0, sizeof(c->io));
+    c->io.up_ms = c->io.heard_ms = now;
+    c->io.capacity = IO_BUFFER;
+    c->trouble[0] = 0;
     net.up++;
     natsConn_setFilterWithClosure(c->nc, on_filter, c);
-    char address[128] = "";
-    (void)natsConnection_GetConnectedUrl(c->nc, address, sizeof(address));
-    struct span host = url_address(span_of(address));
-    say(&c->topic, LEVEL_INFO, "connected to %.*s", (int)host.len, host.at);
+    char url[1024] = "";
+    (void)natsConnection_GetConnectedUrl(c->nc, url, sizeof(url));
+    struct span server = url_address(span_of(url));
+    say(&c->topic, LEVEL_INFO, "connected to %.*s", (int)server.len, server.at);
+    sodium_memzero(url, sizeof(url)); /* it may hold a password */
     c->on_up(c);
 }
 
 static void conn_went_down(struct conn *c) {
-    char why[256];
     const char *text = NULL;
     (void)natsConnection_GetLastError(c->nc, &text);
-    (void)snprintf(why, sizeof(why), "%s", c->broken ? c->broken : text && *text ? text : "the server closed it");
+    (void)snprintf(c->trouble, sizeof(c->trouble), "%s", c->io.broken ? c->io.broken : text && *text ? text : "the server closed it");
     conn_close(c);
-    net.up--;
-    if (now - c->up_ms >= RETRY_MAX_MS / 3) c->failures = 0;
-    (void)snprintf(c->error, sizeof(c->error), "%s", why);
-    say(&c->topic, LEVEL_WARN, "connection lost: %s", why);
+    if (now - c->io.up_ms >= RETRY_MAX_MS / 3) c->failures = 0;
+    say(&c->topic, LEVEL_WARN, "connection lost: %s", c->trouble);
     conn_wait(c);
-    c->on_down(c, why);
+    if (c->on_down) c->on_down(c, c->trouble);
 }
 
 /* Ends a connection for good. Not while CONNECTING: then the thread must report first. */
 static void conn_end(struct conn *c) {
-    if (c->state == CONN_UP) {
-        conn_close(c);
-        net.up--;
-    }
+    if (c->state == CONN_UP) conn_close(c);
     c->state = CONN_OFF;
     json_decref(c->settings);
     c->settings = NULL;
@@ -1145,9 +1103,9 @@ static void conn_end(struct conn *c) {
 /* Writes what waits, as much as the socket takes. Asks the flag first: with nothing to write, nats.c would send 0 bytes
  * and take the result for the end of the connection. */
 static void conn_write(struct conn *c) {
-    if (c->state != CONN_UP || c->blocked || c->broken || !atomic_load(&c->wants_write)) return;
+    if (c->state != CONN_UP || c->io.blocked || c->io.broken || !atomic_load(&c->wants_write)) return;
     natsConnection_ProcessWriteEvent(c->nc);
-    c->blocked = atomic_load(&c->wants_write) && !atomic_load(&c->closed);
+    c->io.blocked = atomic_load(&c->wants_write) && !atomic_load(&c->closed);
 }
 
 enum posted { POSTED, POST_DOWN, POST_FULL, POST_TOO_LARGE, POST_FAILED };
@@ -1181,13 +1139,12 @@ static natsStatus publish_with_headers(struct conn *c, const char *subject, cons
 }
 
 /* Whether nats.c's write buffer, which grows and never shrinks, may take this many bytes more. */
-static bool conn_has_room(struct conn *c, size_t buffered, size_t bytes) {
-    size_t wanted = buffered + bytes;
+static bool conn_has_room(struct conn *c, size_t bytes) {
+    size_t wanted = (size_t)MAX(natsConnection_Buffered(c->nc), 0) + bytes;
     if (wanted > c->write_max) return false;
-    if (wanted <= c->capacity) return true;
-    unsigned to_come = LINKS_MAX + 1 > net.up ? LINKS_MAX + 1 - net.up : 0;
-    if (!arena_spares(wanted + wanted / 8, to_come)) return false;
-    c->capacity = wanted + wanted / 10;
+    if (wanted <= c->io.capacity) return true;
+    if (!arena_spares(wanted + wanted / 8, net.up > LINKS_MAX ? 0 : LINKS_MAX + 1 - net.up)) return false;
+    c->io.capacity = wanted + wanted / 10;
     return true;
 }
 
@@ -1195,34 +1152,28 @@ static bool conn_has_room(struct conn *c, size_t buffered, size_t bytes) {
  * a key of NULL) may be NULL. */
 static enum posted post(struct conn *c, const char *subject, const char *reply, const struct header *headers,
                         const void *data, size_t len) {
-    if (c->state != CONN_UP || c->broken || atomic_load(&c->closed)) return POST_DOWN;
+    if (c->state != CONN_UP || c->io.broken || atomic_load(&c->closed)) return POST_DOWN;
     size_t head = headers_size(headers);
     if (len + head > (size_t)natsConnection_GetMaxPayload(c->nc)) return POST_TOO_LARGE;
-    int before = natsConnection_Buffered(c->nc);
-    if (before < 0) return POST_DOWN;
     size_t bytes = len + head + strlen(subject) + (reply ? strlen(reply) : 0) + 64;
-    if (!conn_has_room(c, (size_t)before, bytes)) {
-        conn_write(c); /* the socket may take what is in the way */
-        before = natsConnection_Buffered(c->nc);
-        if (before < 0) return POST_DOWN;
-        if (!conn_has_room(c, (size_t)before, bytes)) return POST_FULL;
-    }
+    if (!conn_has_room(c, bytes)) conn_write(c); /* the socket may take what is in the way */
+    if (!conn_has_room(c, bytes)) return POST_FULL;
+    int before = natsConnection_Buffered(c->nc);
     natsStatus s = head ? publish_with_headers(c, subject, reply, headers, data, len)
                    : reply ? natsConnection_PublishRequest(c->nc, subject, reply, data, (int)len)
                            : natsConnection_Publish(c->nc, subject, data, (int)len);
-    int after = natsConnection_Buffered(c->nc);
-    if (after > before) c->queued += (uint64_t)(after - before);
+    c->io.queued += (uint64_t)MAX(natsConnection_Buffered(c->nc) - before, 0);
     if (s == NATS_OK) return POSTED;
     /* nats.c may have buffered half of a message, and the next bytes would be read as part of it: nothing of this
      * connection may be written any more (nats.c, pub.c) */
-    if (s == NATS_NO_MEMORY) c->broken = "out of memory in the middle of a message";
+    if (s == NATS_NO_MEMORY) c->io.broken = "out of memory in the middle of a message";
     return s == NATS_MAX_PAYLOAD ? POST_TOO_LARGE : POST_FAILED;
 }
 
 /* Bytes that the kernel has taken, ever. What nats.c wrote by itself (PONG) makes it look like fewer for a moment. */
 static uint64_t conn_written(const struct conn *c) {
     int buffered = natsConnection_Buffered(c->nc);
-    return buffered <= 0 ? c->queued : c->queued - MIN(c->queued, (uint64_t)buffered);
+    return buffered <= 0 ? c->io.queued : c->io.queued - MIN(c->io.queued, (uint64_t)buffered);
 }
 
 static bool conn_subscribe(struct conn *c, const char *subject, const char *queue) {
@@ -1246,61 +1197,49 @@ static void conn_subscribe_inbox(struct conn *c) {
     (void)conn_subscribe(c, all, NULL);
 }
 
-/* Ends all subscriptions but the one to the inbox: no new work, while answers still come. */
-static void conn_unsubscribe(struct conn *c) {
-    for (size_t i = 0; i < COUNT_OF(net.subs); i++) {
-        if (net.subs[i].of != c || strncmp(natsSubscription_GetSubject(net.subs[i].sub), c->inbox, c->inbox_len) == 0) continue;
-        natsSubscription_Destroy(net.subs[i].sub);
-        net.subs[i].of = NULL;
-    }
-}
-
-/* Sends a message to ourselves: when it has come back (c->echoed), the server has read all that was written before. */
+/* Sends a message to ourselves: when it has come back (c->io.echoed), the server has read all that was written before. */
 static void conn_ask_echo(struct conn *c) {
     char subject[INBOX_MAX + 8];
     (void)snprintf(subject, sizeof(subject), "%secho", c->inbox);
-    c->echoed = false;
+    c->io.echoed = false;
     (void)post(c, subject, NULL, NULL, NULL, 0);
 }
 
 static void conn_read(struct conn *c) {
-    c->heard_ms = now;
+    c->io.heard_ms = now;
     natsConnection_ProcessReadEvent(c->nc);
-    c->more = !atomic_load(&c->closed) && tls_has_input(c->fd);
+    c->io.more = !atomic_load(&c->closed) && tls_has_input(c->fd);
 }
 
 /* After ping_ms of silence asks for a sign of life, by a message to ourselves; after twice that gives the connection up.
  * Any byte counts, so a connection that is busy is never asked. */
 static void conn_check_life(struct conn *c) {
-    uint64_t silent = now - MIN(now, c->heard_ms);
+    uint64_t silent = now - MIN(now, c->io.heard_ms);
     if (c->ping_ms == 0 || silent < c->ping_ms) return;
     if (silent >= 2 * c->ping_ms) {
-        c->broken = "silent for two ping intervals, though it was asked for a sign of life";
-    } else if (c->asked_ms <= c->heard_ms) {
-        c->asked_ms = now;
+        c->io.broken = "silent for two ping intervals, though it was asked for a sign of life";
+    } else if (c->io.asked_ms <= c->io.heard_ms) {
+        c->io.asked_ms = now;
         conn_ask_echo(c);
     }
-}
-
-static void conn_log_server_error(struct conn *c) {
-    const char *text = NULL;
-    if (c->state != CONN_UP || !atomic_exchange(&c->server_error, false)) return;
-    (void)natsConnection_GetLastError(c->nc, &text);
-    if (text && *text) say(&c->topic, LEVEL_ERROR, "the server says: %s", text);
 }
 
 /* One step of the state machine above; called on every turn of the loop. */
 static void conn_step(struct conn *c) {
     if (c->state == CONN_UP) {
-        if (!c->broken && !atomic_load(&c->closed)) conn_check_life(c);
-        if (c->broken || atomic_load(&c->closed)) conn_went_down(c);
+        const char *text = NULL;
+        if (atomic_exchange(&c->server_error, false) && natsConnection_GetLastError(c->nc, &text) && text && *text)
+            say(&c->topic, LEVEL_ERROR, "the server says: %s", text);
+        conn_check_life(c);
+        if (c->io.broken || atomic_load(&c->closed)) conn_went_down(c);
     } else if (c->state == CONN_CONNECTING) {
         int report = atomic_load(&c->report);
         if (report == REPORT_UP) conn_came_up(c);
         if (report != REPORT_FAILED) return;
+        memcpy(c->trouble, c->failure, sizeof(c->trouble));
         conn_wait(c);
         say(&c->topic, c->failures > 6 ? LEVEL_DEBUG : LEVEL_WARN, "cannot connect to %s; next try in %" PRIu64 " ms",
-                  c->error, c->due_ms - now);
+            c->trouble, c->due_ms - now);
     } else if (c->state == CONN_WAITING && now >= c->due_ms) {
         conn_connect(c);
     }
@@ -1320,12 +1259,6 @@ static void conn_step(struct conn *c) {
  */
 enum { ID_MAX = 128, LINK_SLOTS = LINKS_MAX + LINKS_LEAVING_MAX };
 
-/* A message that waits in a backlog: this, then both trace headers, then the encoded parameters. */
-struct record {
-    uint32_t params;
-    uint16_t traceparent, tracestate;
-};
-
 struct link {
     struct conn conn;          /* first, so that a connection's callbacks find their link */
     bool used;
@@ -1343,7 +1276,7 @@ struct link {
     /* kept by the rooms of calls */
     unsigned calls;            /* slots it holds */
     unsigned with_component;   /* of them, messages that the component has */
-    struct call *out, *out_last;  /* publishes whose bytes the kernel has not taken yet, oldest first */
+    unsigned out;              /* of them, publishes whose bytes the kernel has not taken yet */
     struct chain backlog;      /* of records */
     unsigned waiting;          /* messages in it */
     size_t chunks;             /* of the store: backlog, and parameters of its calls */
@@ -1352,6 +1285,7 @@ struct link {
 };
 
 static struct link links[LINK_SLOTS];
+#define EACH_LINK(l) for (struct link *l = links; l < links + LINK_SLOTS; l++) if (l->used)
 
 /* What this provider was started as; written once, from the host data. */
 static struct {
@@ -1406,6 +1340,8 @@ static const char *get(const json_t *settings, const char *key) { return json_st
 
 static bool has_one_of(const json_t *settings, const char *a, const char *b) { return !get(settings, a) != !get(settings, b); }
 
+static bool has_pem(const json_t *settings, const char *key) { return !get(settings, key) || strstr(get(settings, key), "-----BEGIN "); }
+
 /* A whole number from `low` to `high`, or the default where the key is missing. */
 static bool number_in(const json_t *settings, const char *key, uint64_t low, uint64_t high, uint64_t missing, uint64_t *n) {
     const char *text = get(settings, key);
@@ -1423,7 +1359,9 @@ static bool is_server(struct span url) {
     const char *scheme = memmem(url.at, url.len, "://", 3);
     for (size_t i = 0; i < url.len; i++)
         if ((unsigned char)url.at[i] <= ' ' || url.at[i] == '"' || url.at[i] == '\\') return false;
-    if (url.len > 1000 || url_address(url).len == 0) return false;
+    struct span address = url_address(url);
+    const char *port = memrchr(address.at, ':', address.len);
+    if (url.len > 1000 || address.len == 0 || (port && address.at[address.len - 1] != ']' && strtoul(port + 1, NULL, 10) > 65535)) return false;
     return !scheme || (scheme - url.at == 4 && strncasecmp(url.at, "nats", 4) == 0) ||
            (scheme - url.at == 3 && strncasecmp(url.at, "tls", 3) == 0);
 }
@@ -1459,6 +1397,7 @@ static const char *wrong_settings(const json_t *s) {
     if (has_one_of(s, "client_jwt", "client_seed")) return "client_jwt and client_seed belong together: give both or neither";
     if (get(s, "client_seed") && !is_user_seed(get(s, "client_seed"))) return "client_seed is no seed of a user (SU…)";
     if (get(s, "client_jwt") && strpbrk(get(s, "client_jwt"), "\"\\\r\n ")) return "client_jwt is no JWT";
+    if (!has_pem(s, "tls_ca") || !has_pem(s, "tls_cert") || !has_pem(s, "tls_key")) return "tls_ca, tls_cert or tls_key is no PEM text";
     if (has_one_of(s, "tls_cert", "tls_key")) return "tls_cert and tls_key belong together: give both or neither";
     if (prefix && (strlen(prefix) > ID_MAX || !is_subject(span_of(prefix), false))) return "custom_inbox_prefix is no subject";
     if (!number_in(s, "ping_interval_sec", 1, 86400, 1, &n)) return "ping_interval_sec is no number from 1 to 86400";
@@ -1472,12 +1411,13 @@ static const char *wrong_settings(const json_t *s) {
 /* A host's link, as JSON, in one form whatever the host's version: {"id": {source_id, target, name, wit_namespace,
  * wit_package}, "config": {…}, "secrets": {…}}, with the configuration and the opened secrets of our side. Returns NULL
  * and why. protocol: wasmCloud, crates/core, link.rs. */
+static const char *const link_ids[] = {"source_id", "target", "name", "wit_namespace", "wit_package"};
+
 static json_t *read_definition(const json_t *link, bool *is_handler, const char **why) {
-    static const char *const ids[] = {"source_id", "target", "name", "wit_namespace", "wit_package"};
     json_t *id = json_object(), *secrets = NULL;
-    for (size_t i = 0; i < COUNT_OF(ids); i++) {
-        const char *text = json_string_value(json_object_get(link, ids[i]));
-        json_object_set_new(id, ids[i], json_string(text && *text ? text : i == 2 ? "default" : ""));
+    for (size_t i = 0; i < COUNT_OF(link_ids); i++) {
+        const char *text = json_string_value(json_object_get(link, link_ids[i]));
+        json_object_set_new(id, link_ids[i], json_string(text && *text ? text : i == 2 ? "default" : ""));
     }
     *is_handler = strcmp(json_string_value(json_object_get(id, "source_id")), self.key) == 0;
     const char *side = *is_handler ? "source" : "target", *other = *is_handler ? "target" : "source_id";
@@ -1513,40 +1453,31 @@ static const char *link_id(const json_t *definition, const char *key) {
 }
 
 static struct link *link_with_id(const json_t *definition) {
-    for (size_t i = 0; i < LINK_SLOTS; i++)
-        if (links[i].used && !links[i].leaving &&
-            json_equal(json_object_get(links[i].definition, "id"), json_object_get(definition, "id"))) return &links[i];
+    EACH_LINK(l) if (!l->leaving && json_equal(json_object_get(l->definition, "id"), json_object_get(definition, "id"))) return l;
     return NULL;
 }
 
 /* The consumer link by which a component calls. */
 static struct link *link_of(const char *component, const char *name) {
-    for (size_t i = 0; i < LINK_SLOTS; i++) {
-        struct link *l = &links[i];
-        if (l->used && !l->leaving && !l->is_handler && strcmp(l->component, component) == 0 && strcmp(l->name, name) == 0) return l;
-    }
+    EACH_LINK(l)
+        if (!l->leaving && !l->is_handler && strcmp(l->component, component) == 0 && strcmp(l->name, name) == 0) return l;
     return NULL;
 }
 
-static unsigned links_in_use(void) {
-    unsigned n = 0;
-    for (size_t i = 0; i < LINK_SLOTS; i++) n += links[i].used && !links[i].leaving;
-    return n;
-}
-
-/* Subscriptions that links other than this one have asked for. */
-static size_t subscriptions_of_others(const struct link *but) {
-    size_t n = 0, count;
-    for (size_t i = 0; i < LINK_SLOTS; i++)
-        if (links[i].used && !links[i].leaving && &links[i] != but && are_subscriptions(get(links[i].conn.settings, "subscriptions"), &count))
-            n += count;
-    return n;
+static struct link *free_slot(void) {
+    size_t in_use = 0;
+    struct link *free = NULL;
+    for (struct link *l = links; l < links + LINK_SLOTS; l++) {
+        if (!l->used) free = l;
+        else in_use += !l->leaving;
+    }
+    return in_use < LINKS_MAX ? free : NULL;
 }
 
 /* Fills a free slot; `definition` and `settings` now belong to it. The connection is not started. */
 static void link_fill(struct link *l, json_t *definition, json_t *settings, bool is_handler) {
     uint64_t max = MAX_IN_FLIGHT_DEFAULT, timeout = HANDLER_TIMEOUT_MS_DEFAULT;
-    size_t count = 0;
+    size_t count, sum = 0;
     *l = (struct link){.used = true, .is_handler = is_handler, .definition = definition};
     l->conn.settings = settings;
     l->conn.topic.kind = "link";
@@ -1558,8 +1489,8 @@ static void link_fill(struct link *l, json_t *definition, json_t *settings, bool
     (void)snprintf(l->subject, sizeof(l->subject), "%s.%s.wrpc.0.0.1.wasmcloud:messaging/handler@0.2.0.handle-message",
                    self.lattice, l->component);
     const char *wrong = wrong_settings(settings);
-    if (!wrong && are_subscriptions(get(settings, "subscriptions"), &count) &&
-        count + subscriptions_of_others(l) > SUBSCRIPTIONS_MAX) wrong = "all links together ask for more than SUBSCRIPTIONS_MAX subscriptions";
+    EACH_LINK(other) if (!other->leaving && are_subscriptions(get(other->conn.settings, "subscriptions"), &count)) sum += count;
+    if (!wrong && sum > SUBSCRIPTIONS_MAX) wrong = "all links together ask for more than SUBSCRIPTIONS_MAX subscriptions";
     (void)snprintf(l->wrong, sizeof(l->wrong), "%s", wrong ? wrong : "");
     (void)number_in(settings, "max_in_flight", 1, CALLS_MAX / 2, max, &max);
     (void)number_in(settings, "handler_timeout_ms", 1, 86400000, timeout, &timeout);
@@ -1598,14 +1529,13 @@ struct call {
     enum call_kind kind;
     bool is_request;       /* from a component: request, not publish */
     bool shaken;           /* to a component: the handshake was seen */
-    uint16_t traceparent, tracestate;  /* lengths; CALL_PARAMS: they stand in front of the parameters */
     uint32_t generation;
-    struct call *next;     /* in the link's list of CALL_OUT, or of free slots */
+    struct call *next;     /* in the list of free slots */
     struct link *link;
     uint64_t deadline_ms;
     uint64_t out_at;       /* CALL_OUT: done when the connection has written this many bytes */
-    size_t needs;          /* CALL_PARAMS: bytes to have before it is worth another try */
-    struct chain held;     /* parameters: all so far, or those that did not fit into the first piece */
+    size_t head, needs;    /* CALL_PARAMS: bytes before the parameters; parameters to have before another try */
+    struct chain held;     /* CALL_PARAMS: a record of all so far; CALL_HANDLER: what did not fit into the first piece */
     char caller[INBOX_MAX];/* from a component: Rc */
     struct result result;  /* to a component */
 };
@@ -1625,18 +1555,44 @@ static uint8_t scratch[PARAMS_MAX];
 struct trace {
     const char *parent, *state;  /* W3C trace context headers, or NULL */
 };
-enum { TRACE_MAX = 512 };
+enum { TRACE_MAX = 512, TRACES = 2 * TRACE_MAX };
 
 static struct trace trace_of(natsMsg *msg) {
     struct trace t = {0};
-    if (natsMsgHeader_Get(msg, "traceparent", &t.parent) != NATS_OK) return t;
-    (void)natsMsgHeader_Get(msg, "tracestate", &t.state);
-    if (strlen(t.parent) >= TRACE_MAX) t.parent = NULL;
-    if (!t.parent || (t.state && strlen(t.state) >= TRACE_MAX)) t.state = NULL;
+    if (natsMsgHeader_Get(msg, "traceparent", &t.parent) != NATS_OK || strlen(t.parent) >= TRACE_MAX) return (struct trace){0};
+    if (natsMsgHeader_Get(msg, "tracestate", &t.state) != NATS_OK || strlen(t.state) >= TRACE_MAX) t.state = NULL;
     return t;
 }
 
-static size_t trace_len(const char *text) { return text ? strlen(text) + 1 : 0; } /* as stored: with its NUL */
+/* What waits in the store: this, then both trace headers with their NULs, then encoded parameters. */
+struct record {
+    uint32_t params;
+    uint16_t parent, state;
+};
+
+static size_t record_head(struct record r) { return sizeof(r) + r.parent + r.state; }
+
+/* Puts a record at the end of a chain. False: no room, or none of the link's share. */
+static bool keep(struct link *l, struct chain *chain, struct trace t, const uint8_t *params, size_t len, size_t *head) {
+    struct record r = {(uint32_t)len, (uint16_t)(t.parent ? strlen(t.parent) + 1 : 0), (uint16_t)(t.state ? strlen(t.state) + 1 : 0)};
+    *head = record_head(r);
+    if (!store_spares(chain, l->chunks, *head + len)) return false;
+    chain_add(chain, &l->chunks, &r, sizeof(r));
+    chain_add(chain, &l->chunks, t.parent, r.parent);
+    chain_add(chain, &l->chunks, t.state, r.state);
+    chain_add(chain, &l->chunks, params, len);
+    return true;
+}
+
+/* Copies the record at the front of a chain: its trace headers into `traces`, its parameters into scratch. */
+static struct record kept(const struct chain *chain, char traces[TRACES], struct trace *t) {
+    struct record r;
+    chain_copy(chain, 0, &r, sizeof(r));
+    chain_copy(chain, sizeof(r), traces, (size_t)r.parent + r.state);
+    chain_copy(chain, record_head(r), scratch, r.params);
+    *t = (struct trace){r.parent ? traces : NULL, r.state ? traces + r.parent : NULL};
+    return r;
+}
 
 /* A slot, or NULL: none is free, or the link has its share. The caller sets kind and deadline by call_until(). */
 static struct call *call_take(struct link *l) {
@@ -1661,7 +1617,8 @@ static void call_until(struct call *c, enum call_kind kind, uint64_t deadline_ms
 }
 
 static void call_free(struct call *c) {
-    if (c->kind == CALL_HANDLER) c->link->with_component--;
+    c->link->with_component -= c->kind == CALL_HANDLER;
+    c->link->out -= c->kind == CALL_OUT;
     chain_drop(&c->held, &c->link->chunks, c->held.len);
     c->link->calls--;
     c->kind = CALL_FREE;
@@ -1682,6 +1639,11 @@ static void call_inbox(const struct call *c, const struct conn *on, char out[INB
     out[on->inbox_len + TOKEN_LEN] = 0;
 }
 
+/* Whether a stranger's inbox can be answered: a subject, with room for what is put behind it. */
+static bool is_inbox(const char *text) {
+    return text && strlen(text) + TOKEN_LEN < INBOX_MAX && is_subject(span_of(text), false);
+}
+
 /* The call whose inbox a subject is, and what stands behind it ("", ".results", …). NULL: no such call, or no more. */
 static struct call *call_of_subject(const struct conn *on, const char *subject, const char **suffix) {
     const char *token = subject + on->inbox_len;
@@ -1696,21 +1658,6 @@ static struct call *call_of_subject(const struct conn *on, const char *subject, 
     if (value >> 32 >= CALLS_MAX) return NULL;
     struct call *c = &calls.slots[value >> 32];
     return c->kind != CALL_FREE && c->generation == (uint32_t)value ? c : NULL;
-}
-
-static void out_append(struct link *l, struct call *c) {
-    c->next = NULL;
-    if (l->out) l->out_last->next = c;
-    else l->out = c;
-    l->out_last = c;
-}
-
-static void out_remove(struct link *l, struct call *c) {
-    struct call *before = NULL;
-    for (struct call *at = l->out; at && at != c; at = at->next) before = at;
-    if (before) before->next = c->next;
-    else l->out = c->next;
-    if (l->out_last == c) l->out_last = before;
 }
 
 /* Sends to an inbox of the other side. What cannot be sent is lost, as if the connection had broken a moment later. */
@@ -1793,32 +1740,6 @@ static enum decoded read_incoming(struct incoming *in, size_t *needs_bytes) {
     return d;
 }
 
-/* Keeps parameters for later, with the trace headers in front. False: no room. */
-static bool call_keep(struct call *c, const struct incoming *in) {
-    size_t parent = trace_len(in->trace.parent), state = trace_len(in->trace.state);
-    if (!store_spares(&c->held, c->link->chunks, parent + state + in->params_len)) return false;
-    chain_add(&c->held, &c->link->chunks, in->trace.parent, parent);
-    chain_add(&c->held, &c->link->chunks, in->trace.state, state);
-    chain_add(&c->held, &c->link->chunks, in->params, in->params_len);
-    c->traceparent = (uint16_t)parent;
-    c->tracestate = (uint16_t)state;
-    (void)snprintf(c->caller, sizeof(c->caller), "%s", in->caller);
-    c->is_request = in->is_request;
-    return true;
-}
-
-/* The reverse, into scratch and `headers`. */
-static struct incoming call_kept(const struct call *c, char headers[2 * TRACE_MAX]) {
-    size_t trace = (size_t)c->traceparent + c->tracestate;
-    struct incoming in = {.link = c->link, .caller = c->caller, .is_request = c->is_request,
-                          .params = scratch, .params_len = c->held.len - trace};
-    chain_copy(&c->held, 0, headers, trace);
-    chain_copy(&c->held, trace, scratch, in.params_len);
-    if (c->traceparent) in.trace.parent = headers;
-    if (c->tracestate) in.trace.state = headers + c->traceparent;
-    return in;
-}
-
 static const char *error_prefix(bool is_request) { return is_request ? "nats send error: " : ""; }
 
 /* Gives a message to the link's connection. `c` is the slot that will await the outcome. */
@@ -1848,12 +1769,12 @@ static void serve(const struct incoming *in, struct call *c) {
     const char *wrong = wrong_message(&in->message);
     if (!wrong) wrong = posted_words[pass_on(in, c)];
     if (!*wrong) {
-        if (c->caller != in->caller) (void)snprintf(c->caller, sizeof(c->caller), "%s", in->caller);
         chain_drop(&c->held, &l->chunks, c->held.len);
-        c->is_request = in->is_request;
-        c->out_at = l->conn.queued;
-        if (!in->is_request) out_append(l, c);
-        return call_until(c, in->is_request ? CALL_REQUEST : CALL_OUT, now + (in->is_request ? in->timeout_ms : PUBLISH_TIMEOUT_MS));
+        c->out_at = l->conn.io.queued;
+        l->out += !in->is_request;
+        if (in->is_request) call_until(c, CALL_REQUEST, now + in->timeout_ms);
+        else call_until(c, CALL_OUT, now + PUBLISH_TIMEOUT_MS);
+        return;
     }
     answer_error(in->caller, "%s%s", error_prefix(in->is_request), wrong);
     say(&l->conn.topic, LEVEL_WARN, "a call of the component was refused: %s", wrong);
@@ -1869,71 +1790,70 @@ static void refuse(const char *caller, const char *component, const char *name, 
 
 /* A message on the subject of publish or request. */
 static void on_call(natsMsg *msg, bool is_request) {
-    struct incoming in = {.caller = natsMsg_GetReply(msg), .is_request = is_request};
+    struct incoming in = {.caller = natsMsg_GetReply(msg), .is_request = is_request, .trace = trace_of(msg),
+                          .params = (const uint8_t *)natsMsg_GetData(msg), .params_len = (size_t)natsMsg_GetDataLength(msg)};
     const char *component = NULL, *name = NULL;
-    struct span caller = span_of(in.caller);
-    if (!is_subject(caller, false) || caller.len + TOKEN_LEN >= INBOX_MAX) {
-        say(&lattice.topic, LEVEL_WARN, "a call without a usable reply subject was ignored");
-        return;
-    }
+    size_t needs_bytes = 0;
+    if (!is_inbox(in.caller)) return say(&lattice.topic, LEVEL_WARN, "a call without a usable reply subject was ignored");
     (void)natsMsgHeader_Get(msg, "source-id", &component);
     if (natsMsgHeader_Get(msg, "link-name", &name) != NATS_OK) name = "default"; /* hosts of 1.0 */
     in.link = component ? link_of(component, name) : NULL;
     if (!in.link) return refuse(in.caller, component, name, "the component is not linked to this provider by that name");
-    in.trace = trace_of(msg);
-    in.params = (const uint8_t *)natsMsg_GetData(msg);
-    in.params_len = (size_t)natsMsg_GetDataLength(msg);
-    size_t needs_bytes = 0;
     enum decoded d = read_incoming(&in, &needs_bytes);
-    if (d == MALFORMED || needs_bytes > PARAMS_MAX)
-        return refuse(in.caller, component, name, d == MALFORMED ? "its parameters do not decode" : "its parameters are over the limit");
+    if (d == MALFORMED) return refuse(in.caller, component, name, "its parameters do not decode");
+    if (needs_bytes > PARAMS_MAX) return refuse(in.caller, component, name, "its parameters are over the limit");
     struct call *c = call_take(in.link);
-    if (!c || (d == NEEDS_MORE && !call_keep(c, &in))) {
+    if (!c || (d == NEEDS_MORE && !keep(in.link, &c->held, in.trace, in.params, in.params_len, &c->head))) {
         shake_hands(in.caller, NULL);
         answer_error(in.caller, "%stoo many calls in flight", error_prefix(is_request));
         in.link->failed++;
         if (c) call_free(c);
         return;
     }
-    shake_hands(in.caller, d == NEEDS_MORE ? c : NULL);
-    if (d == WHOLE) return serve(&in, c);
+    (void)snprintf(c->caller, sizeof(c->caller), "%s", in.caller);
+    c->is_request = is_request;
     c->needs = needs_bytes;
-    call_until(c, CALL_PARAMS, now + PARAMS_TIMEOUT_MS);
+    shake_hands(in.caller, d == NEEDS_MORE ? c : NULL);
+    if (d == WHOLE) serve(&in, c);
+    else call_until(c, CALL_PARAMS, now + PARAMS_TIMEOUT_MS);
+}
+
+static void fail(struct call *c, const char *why) {
+    answer_failed(c->caller, why);
+    say(&c->link->conn.topic, LEVEL_WARN, "a call of the component failed: %s", why);
+    c->link->failed++;
+    call_free(c);
 }
 
 /* Another piece of parameters, on Rs.params. */
 static void on_params(struct call *c, natsMsg *msg) {
-    char headers[2 * TRACE_MAX];
-    size_t len = (size_t)natsMsg_GetDataLength(msg), trace = (size_t)c->traceparent + c->tracestate;
-    const char *why = "its parameters ended before they were whole";
-    if (len > 0) {
-        why = "its parameters are over the limit";
-        if (c->held.len - trace + len > PARAMS_MAX) goto fail;
-        why = "memory for its parameters is short";
-        if (!store_spares(&c->held, c->link->chunks, len)) goto fail;
-        chain_add(&c->held, &c->link->chunks, natsMsg_GetData(msg), len);
-        if (c->held.len - trace < c->needs) return;
-        struct incoming in = call_kept(c, headers);
-        enum decoded d = read_incoming(&in, &c->needs);
-        why = "its parameters are over the limit";
-        if (d == NEEDS_MORE && c->needs <= PARAMS_MAX) return;
-        if (d == WHOLE) return serve(&in, c);
-        if (d == MALFORMED) why = "its parameters do not decode";
-    }
-fail:
-    answer_failed(c->caller, why);
-    say(&c->link->conn.topic, LEVEL_WARN, "a call from the component failed: %s", why);
-    c->link->failed++;
-    call_free(c);
+    char traces[TRACES];
+    size_t len = (size_t)natsMsg_GetDataLength(msg), have = c->held.len - c->head + len;
+    struct incoming in = {.link = c->link, .caller = c->caller, .is_request = c->is_request, .params = scratch, .params_len = have};
+    if (len == 0) return fail(c, "its parameters ended before they were whole");
+    if (have > PARAMS_MAX) return fail(c, "its parameters are over the limit");
+    if (!store_spares(&c->held, c->link->chunks, len)) return fail(c, "memory for its parameters is short");
+    chain_add(&c->held, &c->link->chunks, natsMsg_GetData(msg), len);
+    if (have < c->needs) return;
+    (void)kept(&c->held, traces, &in.trace);
+    chain_copy(&c->held, c->head, scratch, have);
+    enum decoded d = read_incoming(&in, &c->needs);
+    if (d == WHOLE) serve(&in, c);
+    else if (d == MALFORMED) fail(c, "its parameters do not decode");
+    else if (c->needs > PARAMS_MAX) fail(c, "its parameters are over the limit");
+}
+
+static struct message message_of(natsMsg *msg) {
+    struct span reply = span_of(natsMsg_GetReply(msg)), body = {natsMsg_GetData(msg), (size_t)natsMsg_GetDataLength(msg)};
+    return (struct message){span_of(natsMsg_GetSubject(msg)), body, reply, reply.len > 0};
 }
 
 /* The reply to a request, on the link's inbox: result<broker-message, string>. protocol: the subject is the one that the
  * reply was sent to, as in the reference provider. */
 static void on_reply(struct call *c, natsMsg *msg) {
     struct link *l = c->link;
-    struct message m = {.subject = span_of(natsMsg_GetSubject(msg)), .reply_to = span_of(natsMsg_GetReply(msg)),
-                        .body = {natsMsg_GetData(msg), (size_t)natsMsg_GetDataLength(msg)}};
-    m.has_reply = m.reply_to.len > 0 && is_utf8(m.reply_to);
+    struct message m = message_of(msg);
+    m.has_reply &= is_utf8(m.reply_to);
     if (natsMsg_IsNoResponders(msg)) {
         answer_error(c->caller, "nats send error: no responders: no responders");
         l->failed++;
@@ -1951,9 +1871,9 @@ static void on_reply(struct call *c, natsMsg *msg) {
 /* Answers the publishes whose bytes the kernel has taken since. Called after writing. */
 static void settle(struct link *l) {
     static const uint8_t ok[] = {0};
-    uint64_t written = l->out && l->conn.state == CONN_UP ? conn_written(&l->conn) : 0;
-    for (struct call *c; (c = l->out) && c->out_at <= written;) {
-        out_remove(l, c);
+    uint64_t written = l->conn.state == CONN_UP ? conn_written(&l->conn) : 0;
+    for (struct call *c = calls.slots; l->out > 0 && c < calls.slots + calls.fresh; c++) {
+        if (c->kind != CALL_OUT || c->link != l || c->out_at > written) continue;
         answer(c->caller, ok, sizeof(ok));
         l->published++;
         call_free(c);
@@ -1963,12 +1883,10 @@ static void settle(struct link *l) {
 /* Ends a call of a component that got no outcome in time, or whose connection broke. */
 static void give_up(struct call *c, const char *words) {
     struct link *l = c->link;
-    if (c->kind == CALL_OUT) out_remove(l, c);
-    if (c->kind == CALL_PARAMS) answer_failed(c->caller, "its parameters did not come in time");
-    else answer_error(c->caller, "%s", words);
+    if (c->kind == CALL_PARAMS) return fail(c, "its parameters did not come in time");
+    answer_error(c->caller, "%s", words);
+    say(&l->conn.topic, LEVEL_INFO, "a call of the component ended without success: %s", words);
     l->failed++;
-    say(&l->conn.topic, LEVEL_INFO, "a call from the component ended without success: %s",
-                  c->kind == CALL_PARAMS ? "its parameters did not come in time" : words);
     call_free(c);
 }
 
@@ -2000,7 +1918,7 @@ static void on_link_down(struct conn *conn, const char *why) {
  * links' backlogs, pauses and counts.
  */
 static bool may_start(const struct link *l) {
-    return l->with_component < l->max_in_flight && lattice.state == CONN_UP && !lattice.broken;
+    return l->with_component < l->max_in_flight && lattice.state == CONN_UP && !lattice.io.broken;
 }
 
 /* Calls the component with these parameters, which are in scratch. POST_FULL: not now. protocol: a 1.9 host expects the
@@ -2028,32 +1946,14 @@ static void drop(struct link *l, unsigned count, const char *why) {
     say(&l->conn.topic, LEVEL_WARN, "%u message%s dropped: %s", count, count == 1 ? "" : "s", why);
 }
 
-/* Puts a message, encoded in scratch, at the end of the backlog. */
-static void wait_in_backlog(struct link *l, const uint8_t *params, size_t len, struct trace trace) {
-    struct record r = {(uint32_t)len, (uint16_t)trace_len(trace.parent), (uint16_t)trace_len(trace.state)};
-    if (!store_spares(&l->backlog, l->chunks, sizeof(r) + r.traceparent + r.tracestate + len))
-        return drop(l, 1, "the component is too slow, and its backlog is full");
-    chain_add(&l->backlog, &l->chunks, &r, sizeof(r));
-    chain_add(&l->backlog, &l->chunks, trace.parent, r.traceparent);
-    chain_add(&l->backlog, &l->chunks, trace.state, r.tracestate);
-    chain_add(&l->backlog, &l->chunks, params, len);
-    l->waiting++;
-}
-
 /* Starts what waits, as far as the component may have it. */
 static void work_off(struct link *l) {
+    char traces[TRACES];
     while (l->waiting > 0 && may_start(l)) {
-        struct record r;
-        char headers[2 * TRACE_MAX];
-        struct trace trace = {0};
-        chain_copy(&l->backlog, 0, &r, sizeof(r));
-        size_t trace_bytes = (size_t)r.traceparent + r.tracestate;
-        chain_copy(&l->backlog, sizeof(r), headers, trace_bytes);
-        chain_copy(&l->backlog, sizeof(r) + trace_bytes, scratch, r.params);
-        if (r.traceparent) trace.parent = headers;
-        if (r.tracestate) trace.state = headers + r.traceparent;
+        struct trace trace;
+        struct record r = kept(&l->backlog, traces, &trace);
         if (start(l, scratch, r.params, trace) != POSTED) return;
-        chain_drop(&l->backlog, &l->chunks, sizeof(r) + trace_bytes + r.params);
+        chain_drop(&l->backlog, &l->chunks, record_head(r) + r.params);
         l->waiting--;
     }
 }
@@ -2070,16 +1970,15 @@ static bool may_read(struct link *l) {
 
 /* A message of one of the link's subscriptions. */
 static void on_subscribed(struct link *l, natsMsg *msg) {
-    struct message m = {.subject = span_of(natsMsg_GetSubject(msg)), .reply_to = span_of(natsMsg_GetReply(msg)),
-                        .body = {natsMsg_GetData(msg), (size_t)natsMsg_GetDataLength(msg)}};
-    m.has_reply = m.reply_to.len > 0;
+    struct message m = message_of(msg);
     if (!l->is_handler || (l->leaving && !l->replaced)) return; /* on its way when the subscription ended */
     if (m.body.len > MESSAGE_MAX || message_room(&m) > sizeof(scratch)) return drop(l, 1, "it is larger than MESSAGE_MAX");
     if (!is_utf8(m.subject) || !is_utf8(m.reply_to)) return drop(l, 1, "its subject is not UTF-8, which a component cannot be given");
     struct trace trace = trace_of(msg);
-    size_t len = write_message(scratch, &m);
+    size_t head, len = write_message(scratch, &m);
     if (l->waiting == 0 && may_start(l) && start(l, scratch, len, trace) == POSTED) return;
-    wait_in_backlog(l, scratch, len, trace);
+    if (keep(l, &l->backlog, trace, scratch, len, &head)) l->waiting++;
+    else drop(l, 1, "the component is too slow, and its backlog is full");
 }
 
 /* Everything that arrives on a link's connection. */
@@ -2105,12 +2004,11 @@ static void handled(struct call *c, const char *format, const char *words) {
  * it has them, so they go out at once; an empty message ends them, and is owed even to a handshake that comes too late. */
 static void on_handshake(struct call *c, natsMsg *msg) {
     const char *rest = natsMsg_GetReply(msg);
-    struct span to = span_of(rest);
     if (natsMsg_IsNoResponders(msg)) {
         if (c) handled(c, "%s: nobody runs the component", "a message was lost");
         return;
     }
-    if (!is_subject(to, false) || to.len + TOKEN_LEN >= INBOX_MAX) return;
+    if (!is_inbox(rest)) return;
     size_t len = c ? c->held.len : 0;
     if (len > 0) chain_copy(&c->held, 0, scratch, len); /* kept: hosts of 1.0 may shake hands more than once */
     send_pieces(rest, ".params", scratch, len);
@@ -2208,18 +2106,12 @@ static void on_link_up(struct conn *conn) {
     }
 }
 
-static struct link *free_slot(void) {
-    for (size_t i = 0; i < LINK_SLOTS; i++)
-        if (!links[i].used) return &links[i];
-    return NULL;
-}
-
 /* The link's slot is given back when its calls have ended: see link_step(). */
 static void link_leave(struct link *l, bool replaced) {
     l->leaving = true;
     l->replaced = replaced;
     l->leave_by_ms = now + LEAVE_MS;
-    if (l->conn.state == CONN_UP) conn_unsubscribe(&l->conn);
+    if (l->conn.state == CONN_UP) conn_unsubscribe(&l->conn, false);
     if (!replaced && l->waiting > 0) {
         drop(l, l->waiting, "the link was deleted");
         l->waiting = 0;
@@ -2227,18 +2119,22 @@ static void link_leave(struct link *l, bool replaced) {
     }
 }
 
+static const char *link_label(const json_t *json, char out[300]) {
+    const char *source = get(json, "source_id"), *target = get(json, "target"), *name = get(json, "name");
+    (void)snprintf(out, 300, "%.90s -> %.90s (%.90s)", source ? source : "?", target ? target : "?", name ? name : "default");
+    return out;
+}
+
 /* Puts a link into the table and starts to connect. Takes `definition` over. */
 static void link_add(json_t *definition, bool is_handler) {
-    json_t *settings = merge_settings(definition, is_handler);
+    char label[300];
     struct link *l = free_slot();
-    if (!l || links_in_use() >= LINKS_MAX) {
-        say(&self.topic, LEVEL_ERROR, "the link %s -> %s (%s) has no place: LINKS_MAX is %d, and %d may be leaving; delete one and put it again",
-                 link_id(definition, "source_id"), link_id(definition, "target"), link_id(definition, "name"), LINKS_MAX, LINKS_LEAVING_MAX);
-        json_decref(settings);
-        json_decref(definition);
-        return;
+    if (!l) {
+        say(&self.topic, LEVEL_ERROR, "the link %s has no place: LINKS_MAX is %d, and %d may be leaving; delete one and put it again",
+            link_label(json_object_get(definition, "id"), label), LINKS_MAX, LINKS_LEAVING_MAX);
+        return json_decref(definition);
     }
-    link_fill(l, definition, settings, is_handler);
+    link_fill(l, definition, merge_settings(definition, is_handler), is_handler);
     l->conn.on_up = on_link_up;
     l->conn.on_message = on_link_message;
     l->conn.on_down = on_link_down;
@@ -2246,47 +2142,38 @@ static void link_add(json_t *definition, bool is_handler) {
     else conn_start(&l->conn);
 }
 
+/* Starts a link anew, if its settings are not what they were. Takes `definition` over. */
+static void link_renew(struct link *l, json_t *definition) {
+    json_t *settings = merge_settings(definition, l->is_handler);
+    if (json_equal(settings, l->conn.settings)) {
+        json_decref(l->definition);
+        l->definition = definition;
+    } else {
+        say(&l->conn.topic, LEVEL_INFO, "its settings changed: it starts anew");
+        link_leave(l, true);
+        link_add(definition, l->is_handler);
+    }
+    json_decref(settings);
+}
+
 static void link_put(const json_t *json) {
     bool is_handler = false;
     const char *why = NULL;
+    char label[300];
     json_t *definition = read_definition(json, &is_handler, &why);
-    if (!definition) {
-        const char *source = get(json, "source_id"), *target = get(json, "target"), *name = get(json, "name");
-        char which[300];
-        (void)snprintf(which, sizeof(which), "%.90s -> %.90s (%.90s)", source ? source : "?", target ? target : "?", name ? name : "default");
-        say(&self.topic, LEVEL_ERROR, "the link %s was ignored: %s", which, why);
-        return;
-    }
-    struct link *old = link_with_id(definition);
-    if (!old) return link_add(definition, is_handler);
-    if (json_equal(old->definition, definition)) {
-        say(&old->conn.topic, LEVEL_DEBUG, "was put again, unchanged");
-        json_decref(definition);
-        return;
-    }
-    json_t *settings = merge_settings(definition, is_handler);
-    bool same = json_equal(settings, old->conn.settings);
-    json_decref(settings);
-    if (same) {
-        json_decref(old->definition);
-        old->definition = definition;
-        say(&old->conn.topic, LEVEL_INFO, "changed in nothing that matters here");
-        return;
-    }
-    say(&old->conn.topic, LEVEL_INFO, "changed: it starts anew");
-    link_leave(old, true);
-    link_add(definition, is_handler);
+    struct link *l = definition ? link_with_id(definition) : NULL;
+    if (!definition) say(&self.topic, LEVEL_ERROR, "the link %s was ignored: %s", link_label(json, label), why);
+    else if (l) link_renew(l, definition);
+    else link_add(definition, is_handler);
 }
 
 /* Deletes the links that agree with what the order says. Hosts of 1.0 leave most of the fields out. */
 static void link_delete(const json_t *json) {
-    static const char *const ids[] = {"source_id", "target", "name", "wit_namespace", "wit_package"};
-    for (size_t i = 0; i < LINK_SLOTS; i++) {
-        struct link *l = &links[i];
-        bool match = l->used && !l->leaving && get(json, "source_id");
-        for (size_t k = 0; match && k < COUNT_OF(ids); k++) {
-            const char *wanted = get(json, ids[k]);
-            match = !wanted || strcmp(wanted, link_id(l->definition, ids[k])) == 0;
+    EACH_LINK(l) {
+        bool match = !l->leaving && get(json, "source_id");
+        for (size_t i = 0; match && i < COUNT_OF(link_ids); i++) {
+            const char *wanted = get(json, link_ids[i]);
+            match = !wanted || strcmp(wanted, link_id(l->definition, link_ids[i])) == 0;
         }
         if (!match) continue;
         say(&l->conn.topic, LEVEL_INFO, "deleted");
@@ -2296,26 +2183,14 @@ static void link_delete(const json_t *json) {
 
 /* New defaults: links for which they make a difference start anew. */
 static void config_update(json_t *config) {
-    if (!json_is_object(config)) return say(&self.topic, LEVEL_ERROR, "a config update that is no JSON object was ignored");
     json_decref(self.config);
     self.config = json_incref(config);
-    for (size_t i = 0; i < LINK_SLOTS; i++) {
-        struct link *l = &links[i];
-        if (!l->used || l->leaving) continue;
-        json_t *settings = merge_settings(l->definition, l->is_handler);
-        if (!json_equal(settings, l->conn.settings)) {
-            say(&l->conn.topic, LEVEL_INFO, "the provider's configuration changed: it starts anew");
-            link_leave(l, true);
-            link_add(json_incref(l->definition), l->is_handler);
-        }
-        json_decref(settings);
-    }
+    EACH_LINK(l) if (!l->leaving) link_renew(l, json_incref(l->definition));
 }
 
 /* Gives a leaving link's slot back when nothing needs it any more. */
 static void link_step(struct link *l) {
     conn_step(&l->conn);
-    conn_log_server_error(&l->conn);
     if (!l->leaving || l->conn.state == CONN_CONNECTING) return;
     bool idle = l->calls == 0 && l->waiting == 0;
     if (!idle && now < l->leave_by_ms) return;
@@ -2336,19 +2211,17 @@ static void link_step(struct link *l) {
 static void health_words(char *out, size_t size) {
     size_t at = 0;
     *out = 0;
-    for (size_t i = 0; i < LINK_SLOTS && at + 1 < size; i++) {
-        const struct link *l = &links[i];
-        if (!l->used || l->leaving || (l->conn.state == CONN_UP && !l->conn.broken)) continue;
-        const char *why = *l->wrong ? l->wrong : l->conn.state == CONN_CONNECTING && !*l->conn.error ? "connecting" : l->conn.error;
-        int n = snprintf(out + at, size - at, "%slink %s: %s", at ? "; " : "", l->conn.topic.name, why);
-        at += (size_t)(n > 0 ? n : 0);
+    EACH_LINK(l) {
+        if (at >= size || l->leaving || (l->conn.state == CONN_UP && !l->conn.io.broken)) continue;
+        const char *why = *l->wrong ? l->wrong : *l->conn.trouble ? l->conn.trouble : "connecting";
+        at += (size_t)snprintf(out + at, size - at, "%slink %s: %s", at ? "; " : "", l->conn.topic.name, why);
     }
 }
 
 static void on_health(natsMsg *msg) {
     char words[1024], safe[1200], json[1300];
     const char *reply = natsMsg_GetReply(msg);
-    if (!reply || !is_subject(span_of(reply), false) || strlen(reply) >= INBOX_MAX) return;
+    if (!is_inbox(reply)) return;
     health_words(words, sizeof(words));
     int n = *words ? snprintf(json, sizeof(json), "{\"healthy\":false,\"message\":\"%s\"}", escaped(safe, sizeof(safe), words, true))
                    : snprintf(json, sizeof(json), "{\"healthy\":true}");
@@ -2362,15 +2235,14 @@ static void stop_begin(const char *why) {
     stop.why = why;
     stop.deadline_ms = now + SHUTDOWN_MS;
     say(&self.topic, LEVEL_INFO, "stopping: %s", why);
-    if (lattice.state == CONN_UP) conn_unsubscribe(&lattice);
-    for (size_t i = 0; i < LINK_SLOTS; i++)
-        if (links[i].used && links[i].conn.state == CONN_UP) conn_unsubscribe(&links[i].conn);
+    if (lattice.state == CONN_UP) conn_unsubscribe(&lattice, false);
+    EACH_LINK(l) if (l->conn.state == CONN_UP) conn_unsubscribe(&l->conn, false);
 }
 
 static void on_shutdown(natsMsg *msg, const json_t *json) {
     const char *host = get(json, "host_id"), *reply = natsMsg_GetReply(msg);
     if (!host || strcmp(host, self.host_id) != 0) return say(&self.topic, LEVEL_DEBUG, "an order to shut down that names another host was ignored");
-    if (reply && is_subject(span_of(reply), false)) (void)snprintf(stop.reply, sizeof(stop.reply), "%s", reply);
+    if (is_inbox(reply)) (void)snprintf(stop.reply, sizeof(stop.reply), "%s", reply);
     stop_begin("the host asked for it");
 }
 
@@ -2381,15 +2253,13 @@ static char subjects[SUB_KINDS][3 * ID_MAX];
 
 static void subjects_start(void) {
     static const char function[] = "%s.%s.wrpc.0.0.1.wasmcloud:messaging/consumer@0.2.0.%s", order[] = "wasmbus.rpc.%s.%s.%s";
-    const size_t size = sizeof(subjects[0]);
-    (void)snprintf(subjects[SUB_PUBLISH], size, function, self.lattice, self.key, "publish");
-    (void)snprintf(subjects[SUB_REQUEST], size, function, self.lattice, self.key, "request");
-    (void)snprintf(subjects[SUB_HEALTH], size, order, self.lattice, self.key, "health");
-    (void)snprintf(subjects[SUB_SHUTDOWN], size, order, self.lattice, self.key, "default.shutdown");
-    (void)snprintf(subjects[SUB_PUT], size, order, self.lattice, self.key, "linkdefs.put");
-    (void)snprintf(subjects[SUB_DELETE], size, order, self.lattice, self.key, "linkdefs.del");
-    (void)snprintf(subjects[SUB_CONFIG], size, order, self.lattice, self.key, "config.update");
-    if (box.set) (void)snprintf(subjects[SUB_PUT_XKEY], size, order, self.lattice, box.public_key, "linkdefs.put");
+    static const char *const ends[] = {"publish", "request", "health", "default.shutdown", "linkdefs.put", "linkdefs.put",
+                                       "linkdefs.del", "config.update"};
+    for (size_t i = 0; i < SUB_KINDS; i++) {
+        if (i == SUB_PUT_XKEY && !box.set) continue;
+        (void)snprintf(subjects[i], sizeof(subjects[i]), i <= SUB_REQUEST ? function : order, self.lattice,
+                       i == SUB_PUT_XKEY ? box.public_key : self.key, ends[i]);
+    }
 }
 
 static void on_order(enum subject_kind kind, natsMsg *msg) {
@@ -2434,38 +2304,26 @@ static void on_lattice_up(struct conn *conn) {
     self.links = NULL;
 }
 
-/* Calls in flight go on: their deadlines run, and hosts reconnect as we do. */
-static void on_lattice_down(struct conn *conn, const char *why) { (void)conn, (void)why; }
-
-static bool echoes_came(void) {
-    for (size_t i = 0; i < LINK_SLOTS; i++)
-        if (links[i].used && links[i].conn.state == CONN_UP && !links[i].conn.echoed) return false;
-    return true;
-}
-
-static bool work_left(void) {
-    for (size_t i = 0; i < LINK_SLOTS; i++)
-        if (links[i].used && (links[i].calls > 0 || links[i].waiting > 0)) return true;
-    return false;
-}
-
 /* One step of stopping: calls end, links are flushed, the host is answered, the lattice is flushed. Returns true when all is
  * done. The host kills us when it has the answer, so that comes last, with an echo behind it. */
 static bool stop_step(void) {
-    if (stop.state == ENDING_CALLS && (!work_left() || now >= stop.deadline_ms)) {
-        for (size_t i = 0; i < LINK_SLOTS; i++)
-            if (links[i].used && links[i].conn.state == CONN_UP) conn_ask_echo(&links[i].conn);
+    bool busy = false, echoes = true;
+    if (stop.state == RUNNING) return false;
+    EACH_LINK(l) {
+        busy |= l->calls > 0 || l->waiting > 0;
+        echoes &= l->conn.state != CONN_UP || l->conn.io.echoed;
+    }
+    if (stop.state == ENDING_CALLS && (!busy || now >= stop.deadline_ms)) {
+        EACH_LINK(l) if (l->conn.state == CONN_UP) conn_ask_echo(&l->conn);
         stop.state = FLUSHING_LINKS;
         stop.deadline_ms = now + 20;
-    }
-    if (stop.state == FLUSHING_LINKS && (echoes_came() || now >= stop.deadline_ms)) {
-        static const char bye[] = "shutting down";
-        if (*stop.reply) (void)send_to(stop.reply, "", NULL, bye, sizeof(bye) - 1);
+    } else if (stop.state == FLUSHING_LINKS && (echoes || now >= stop.deadline_ms)) {
+        if (*stop.reply) (void)send_to(stop.reply, "", NULL, "shutting down", strlen("shutting down"));
         if (lattice.state == CONN_UP) conn_ask_echo(&lattice);
         stop.state = FLUSHING_LATTICE;
         stop.deadline_ms = now + 250;
     }
-    return stop.state == FLUSHING_LATTICE && (lattice.state != CONN_UP || lattice.echoed || now >= stop.deadline_ms);
+    return stop.state == FLUSHING_LATTICE && (lattice.state != CONN_UP || lattice.io.echoed || now >= stop.deadline_ms);
 }
 
 /*
@@ -2481,62 +2339,46 @@ static void on_signal(int number) {
     wake_loop();
 }
 
-enum { POLL_MAX = LINK_SLOTS + 2 };
-
-/* While the lattice's server reads slowly, links are not read: what they bring would only wait in memory. */
-static bool lattice_is_full(void) {
-    return lattice.blocked && natsConnection_Buffered(lattice.nc) > (int)(lattice.write_max / 4);
-}
-
-static short wanted_events(struct conn *c, bool read) {
-    if (c->state != CONN_UP) return 0;
-    return (short)((read ? POLLIN : 0) | (c->blocked ? POLLOUT : 0));
-}
-
 /* How long to sleep: until the next deadline, and never longer than a tick. */
 static int sleep_ms(bool more_input) {
     uint64_t until = MIN(calls.next_deadline_ms, now + TICK_MS);
     if (more_input) return 0;
     if (stop.state != RUNNING) until = MIN(until, stop.deadline_ms);
     if (lattice.state == CONN_WAITING) until = MIN(until, lattice.due_ms);
-    for (size_t i = 0; i < LINK_SLOTS; i++) {
-        const struct link *l = &links[i];
-        if (!l->used) continue;
+    EACH_LINK(l) {
         if (l->conn.state == CONN_WAITING) until = MIN(until, l->conn.due_ms);
         if (l->pause_until_ms > now) until = MIN(until, l->pause_until_ms);
     }
     return until > now ? (int)(until - now) : 0;
 }
 
-/* Sleeps, then reads from whatever has something to say. */
+/* Sleeps, then reads from whatever has something to say. While the lattice's server reads slowly, links are not read: what
+ * they bring would only wait in memory. */
 static void wait_and_read(void) {
-    struct pollfd fds[POLL_MAX] = {{.fd = net.wake_fd, .events = POLLIN}};
-    struct conn *conns[POLL_MAX] = {0};
+    struct pollfd fds[LINK_SLOTS + 2] = {{.fd = net.wake_fd, .events = POLLIN}};
+    struct conn *conns[LINK_SLOTS + 2] = {0};
     nfds_t count = 1;
-    bool more = false, full = lattice.state == CONN_UP && lattice_is_full();
+    bool more = false, full = lattice.state == CONN_UP && lattice.io.blocked && natsConnection_Buffered(lattice.nc) > WRITE_MAX / 2;
     for (size_t i = 0; i <= LINK_SLOTS; i++) {
         struct conn *c = i < LINK_SLOTS ? &links[i].conn : &lattice;
         if (c->state != CONN_UP) continue;
         bool read = c == &lattice || (!full && may_read(&links[i]));
-        more |= read && c->more;
+        more |= read && c->io.more;
         conns[count] = c;
-        fds[count++] = (struct pollfd){.fd = c->fd, .events = wanted_events(c, read)};
+        fds[count++] = (struct pollfd){.fd = c->fd, .events = (short)((read ? POLLIN : 0) | (c->io.blocked ? POLLOUT : 0))};
     }
     if (poll(fds, count, sleep_ms(more)) < 0 && errno != EINTR) die("poll: %s", strerror(errno));
     now = monotonic_ms();
     uint64_t ignored;
     if (fds[0].revents && read(net.wake_fd, &ignored, sizeof(ignored)) < 0 && errno != EAGAIN) die("eventfd: %s", strerror(errno));
     for (nfds_t i = 1; i < count; i++) {
-        if (fds[i].revents & (POLLOUT | POLLERR | POLLHUP)) conns[i]->blocked = false;
-        bool readable = fds[i].revents & (POLLIN | POLLERR | POLLHUP);
-        if (readable || ((fds[i].events & POLLIN) && conns[i]->more)) conn_read(conns[i]);
+        if (fds[i].revents & (POLLOUT | POLLERR | POLLHUP)) conns[i]->io.blocked = false;
+        if ((fds[i].revents & (POLLIN | POLLERR | POLLHUP)) || ((fds[i].events & POLLIN) && conns[i]->io.more)) conn_read(conns[i]);
     }
 }
 
 static void write_and_settle(void) {
-    for (size_t i = 0; i < LINK_SLOTS; i++) {
-        struct link *l = &links[i];
-        if (!l->used) continue;
+    EACH_LINK(l) {
         if (l->waiting > 0) work_off(l);
         conn_write(&l->conn);
         if (l->out) settle(l);
@@ -2546,16 +2388,11 @@ static void write_and_settle(void) {
 
 static void tick(void) {
     static uint64_t next_ms;
-    static uint64_t lost;
     if (now < next_ms) return;
     next_ms = now + TICK_MS;
     topic_tick(&self.topic);
     topic_tick(&lattice.topic);
-    for (size_t i = 0; i < LINK_SLOTS; i++)
-        if (links[i].used) topic_tick(&links[i].conn.topic);
-    if (logger.lost == lost) return;
-    lost = logger.lost;
-    say(&self.topic, LEVEL_WARN, "%" PRIu64 " log lines were lost because nobody read them", lost);
+    EACH_LINK(l) topic_tick(&l->conn.topic);
 }
 
 static void check_signals(pid_t parent) {
@@ -2569,9 +2406,7 @@ static void run(pid_t parent) {
         check_signals(parent);
         expire_calls();
         conn_step(&lattice);
-        conn_log_server_error(&lattice);
-        for (size_t i = 0; i < LINK_SLOTS; i++)
-            if (links[i].used) link_step(&links[i]);
+        EACH_LINK(l) link_step(l);
         write_and_settle();
         tick();
     } while (!stop_step());
@@ -2632,19 +2467,14 @@ static void host_token(const json_t *host, const char *key, const char *missing,
     (void)snprintf(out, ID_MAX, "%s", text);
 }
 
-static void start_log(const json_t *host) {
-    const char *environment = getenv("RUST_LOG");
-    set_level(host_text(host, "log_level"));
-    if (environment) set_level(environment);
-    logger.json = json_is_true(json_object_get(host, "structured_logging"));
-}
-
 /* Everything in the host data that outlives it. protocol: wasmCloud, crates/core, host.rs. */
 static void read_host(const json_t *host) {
     const char *ours = host_text(host, "provider_xkey_private_key"), *hosts = host_text(host, "host_xkey_public_key");
     json_t *list = json_object_get(host, "link_definitions");
     if (!json_is_object(host)) die("host data: the JSON is no object");
-    start_log(host);
+    set_level(host_text(host, "log_level"));
+    if (getenv("RUST_LOG")) set_level(getenv("RUST_LOG"));
+    logger.json = json_is_true(json_object_get(host, "structured_logging"));
     host_token(host, "provider_key", NULL, self.key);
     host_token(host, "lattice_rpc_prefix", "default", self.lattice);
     (void)snprintf(self.host_id, ID_MAX, "%s", host_text(host, "host_id"));
@@ -2717,19 +2547,16 @@ static json_t *parse_input(size_t len, bool base64) {
 
 static void describe(const struct link *l) {
     const json_t *s = l->conn.settings;
-    const char *uris = get(s, "cluster_uris"), *subscriptions = get(s, "subscriptions");
+    const char *uris = get(s, "cluster_uris"), *subscriptions = get(s, "subscriptions"), *ca_file = get(s, "tls_ca_file");
     struct span item;
-    printf("link %s: %s\n", l->conn.topic.name, l->is_handler ? "calls handle-message of the component" : "serves publish and request of the component");
-    for (size_t n = 0; list_item(uris, n, &item); n++) {
-        struct span at = url_address(item);
-        printf("    server        %.*s\n", (int)at.len, at.at);
-    }
+    printf("link %s: %s\n", l->conn.topic.name, l->is_handler ? "calls the component's handle-message" : "serves the component's publish and request");
+    for (size_t n = 0; list_item(uris, n, &item); n++)
+        printf("    server        %.*s\n", (int)url_address(item).len, url_address(item).at);
     printf("    credentials   %s\n", get(s, "client_jwt") ? "client_jwt and client_seed" : "none, or in the URL");
-    printf("    TLS           %s; trusts %s%s\n", truth(get(s, "tls_first")) ? "before the server speaks" : "if the URL says tls:// or the server asks for it",
-           get(s, "tls_ca") ? "tls_ca" : get(s, "tls_ca_file") ? get(s, "tls_ca_file") : "the system's CAs", get(s, "tls_cert") ? "; shows tls_cert" : "");
+    printf("    TLS           %s, trusting %s%s\n", truth(get(s, "tls_first")) ? "first of all" : "if the URL or the server asks for it",
+           get(s, "tls_ca") ? "tls_ca" : ca_file ? ca_file : "the system's CAs", get(s, "tls_cert") ? ", with tls_cert" : "");
     for (size_t n = 0; subscriptions && list_item(subscriptions, n, &item); n++) printf("    subscription  %.*s\n", (int)item.len, item.at);
-    if (l->is_handler) printf("    in flight     %u, %" PRIu64 " ms each\n", l->max_in_flight, l->handler_timeout_ms);
-    if (l->is_handler && !subscriptions) printf("    note          without subscriptions, no message ever comes\n");
+    if (l->is_handler) printf("    in flight     %u, for %" PRIu64 " ms each\n", l->max_in_flight, l->handler_timeout_ms);
     if (*l->wrong) die("link %s: %s", l->conn.topic.name, l->wrong);
 }
 
@@ -2737,9 +2564,10 @@ static void check_link(const json_t *json) {
     const char *why;
     bool is_handler;
     json_t *definition = read_definition(json, &is_handler, &why);
-    if (!definition) die("link %s -> %s: %s", get(json, "source_id") ? get(json, "source_id") : "?", get(json, "target") ? get(json, "target") : "?", why);
+    char label[300];
+    if (!definition) die("link %s: %s", link_label(json, label), why);
     struct link *l = free_slot();
-    if (!l || links_in_use() >= LINKS_MAX) die("more than LINKS_MAX (%d) links", LINKS_MAX);
+    if (!l) die("more than LINKS_MAX (%d) links", LINKS_MAX);
     link_fill(l, definition, merge_settings(definition, is_handler), is_handler);
     describe(l);
 }
@@ -2799,7 +2627,6 @@ static void start_lattice(json_t *settings) {
     lattice.write_max = 2 * PARAMS_MAX;
     lattice.on_up = on_lattice_up;
     lattice.on_message = on_lattice_message;
-    lattice.on_down = on_lattice_down;
     (void)snprintf(lattice.topic.name, sizeof(lattice.topic.name), "%s", self.lattice);
     conn_start(&lattice);
 }
@@ -2824,7 +2651,8 @@ int main(int argc, char **argv) {
     say(&self.topic, LEVEL_INFO, PROVIDER_NAME " " PROVIDER_VERSION ": provider %s on lattice %s", self.key, self.lattice);
     start_lattice(settings);
     run(parent);
-    say(&self.topic, LEVEL_INFO, "stopped: %s (memory: %zu kB of the arena at most, %" PRIu64 " blocks taken)", stop.why, arena.peak / 1024, arena.taken);
+    say(&self.topic, LEVEL_INFO, "stopped: %s (%zu kB of the arena used at most, %" PRIu64 " blocks taken, %" PRIu64 " log lines lost)",
+        stop.why, arena.peak / 1024, arena.taken, logger.lost);
     return 0;
 }
 #endif
