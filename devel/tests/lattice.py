@@ -94,8 +94,8 @@ class Provider:
         return self.process.returncode is None
 
     def log(self, pattern):
-        """The lines so far that match."""
-        return [line for line in self.lines if re.search(pattern, line)]
+        """The lines so far that match, in upper or lower case."""
+        return [line for line in self.lines if re.search(pattern, line, re.I)]
 
     async def wait_log(self, pattern, timeout=DEADLINE, count=1):
         """Waits until that many lines match, and gives the last of them."""
@@ -248,11 +248,14 @@ class Host:
 
     async def unhealthy(self, pattern, timeout=DEADLINE):
         """Waits until the provider says that it is not healthy, in words that match; gives them."""
-        async def said():
+        end = time.monotonic() + timeout
+        while True:
             answer = await self.health()
             words = answer.get("message") or ""
-            return words if not answer["healthy"] and re.search(pattern, words) else ""
-        return await until(said, f"health says {pattern!r} (it says {await self.health()})", timeout)
+            if not answer["healthy"] and re.search(pattern, words, re.I):
+                return words
+            assert time.monotonic() < end, f"health should say {pattern!r}, and it says {answer}"
+            await asyncio.sleep(0.01)
 
     async def shutdown(self, host_id=None, timeout=2 * SLOW):
         """Orders the provider to end, and gives its answer."""

@@ -39,6 +39,7 @@ class NatsServer:
         return f"nats://{self.address}"
 
     def start(self):
+        self.ports = self.port, self.http_port  # -1: any that is free
         self._write_config()
         self.lines = []
         self.process = subprocess.Popen(["nats-server", "-c", str(self.dir / "nats.conf")],
@@ -88,7 +89,7 @@ class NatsServer:
                 self.news.wait(min(left, 0.5))
 
     def _write_config(self):
-        text = f"listen: 127.0.0.1:{self.port}\nhttp: 127.0.0.1:{self.http_port}\n{self.config}\n"
+        text = f"listen: 127.0.0.1:{self.ports[0]}\nhttp: 127.0.0.1:{self.ports[1]}\n{self.config}\n"
         (self.dir / "nats.conf").write_text(text)
 
     def _collect(self, process):
