@@ -10,7 +10,7 @@
  * The *lattice* is the NATS server that hosts and providers share; calls on it are wRPC. Each link has a connection of its
  * own, to the server that its configuration names. The file is a house of eleven rooms; each uses only those before it:
  *
- *      1 memory                 the arena under every library, the store for messages that wait
+ *      1 memory                 the arena under every library
  *      2 log                    one line, one write; what would repeat a thousand times is counted
  *      3 wire values            how wRPC writes strings, lists, options and results
  *      4 keys and secrets       nkeys, and the secrets of links
@@ -93,16 +93,12 @@ static uint64_t monotonic_ms(void) {
 /*
  * ---- 1 memory --------------------------------------------------------------------------------------------------------
  *
- * Two static pools, and nothing else: no brk, no mmap, no surprise after three years.
+ * One static arena, and nothing else: no brk, no mmap, no surprise after three years. It is what malloc() means in this
+ * program, for the libraries as well as for libc. Free blocks hang in lists by size, two for each power of two, and a bit
+ * map says which lists are not empty: taking and giving back cost the same few instructions however long the program has
+ * run. Neighbours that are free are joined. Our own code takes a block only for what must wait: see records, in room 7.
  *
- * The *arena* is what malloc() means in this program, for the libraries as well as for libc. Free blocks hang in lists by
- * size, two for each power of two, and a bit map says which lists are not empty: taking and giving back cost the same few
- * instructions however long the program has run. Neighbours that are free are joined.
- *
- * The *store* holds our own bytes that must wait: equal chunks in chains, which cannot fragment, so that a message of any
- * size fits as long as chunks are free.
- *
- * In:  sizes. Out: memory, or NULL. Touches: the pools. Any thread uses the arena, only the loop uses the store.
+ * In:  sizes. Out: memory, or NULL. Touches: the arena. Any thread may use it.
  */
 static struct {
     pthread_mutex_t lock;
@@ -284,82 +280,6 @@ static bool arena_spares(size_t bytes, unsigned links_to_come) { return bytes + 
 static void free_wiped(void *p) {
     if (p) sodium_memzero(p, malloc_usable_size(p));
     free(p);
-}
-
-/* A chain of chunks: bytes that wait, first in, first out. Made by = {0}. */
-struct chunk {
-    struct chunk *next;
-    uint8_t bytes[STORE_CHUNK - sizeof(void *)];
-};
-enum { CHUNK = sizeof(((struct chunk *)0)->bytes) };
-
-struct chain {
-    struct chunk *first, *last;
-    size_t len, taken;  /* bytes in it; bytes of the first chunk that were taken out before */
-};
-
-static struct {
-    struct chunk chunks[STORE_BYTES / STORE_CHUNK];
-    struct chunk *free;  /* those that were used before: their pages are resident */
-    size_t fresh;        /* chunks from this one on were never used */
-    size_t in_use;       /* chunks */
-} store;
-
-/* Where the next byte goes within the last chunk; 0: into a new one. */
-static size_t chain_end(const struct chain *c) { return (c->taken + c->len) % CHUNK; }
-
-/* Whether an owner of `held` chunks may add this many bytes; see STORE_BYTES. chain_add() does not fail after a yes. */
-static bool store_spares(const struct chain *c, size_t held, size_t bytes) {
-    size_t room = chain_end(c) ? CHUNK - chain_end(c) : 0;
-    size_t chunks = bytes > room ? (bytes - room + CHUNK - 1) / CHUNK : 0, left = COUNT_OF(store.chunks) - store.in_use;
-    return chunks == 0 || (chunks <= left && held + chunks <= 2 * (left - chunks) + 1);
-}
-
-/* Puts bytes at the end. `held` is the owner's count of chunks. The caller has asked store_spares() for all of them. */
-static void chain_add(struct chain *c, size_t *held, const void *bytes, size_t len) {
-    const uint8_t *from = bytes;
-    for (size_t n; len > 0; from += n, len -= n, c->len += n) {
-        size_t end = chain_end(c);
-        if (end == 0) {
-            struct chunk *more = store.free ? store.free : &store.chunks[store.fresh++];
-            if (store.free) store.free = more->next;
-            more->next = NULL;
-            store.in_use++;
-            ++*held;
-            if (c->last) c->last->next = more;
-            else c->first = more;
-            c->last = more;
-        }
-        n = MIN(len, CHUNK - end);
-        memcpy(c->last->bytes + end, from, n);
-    }
-}
-
-/* Copies bytes out, from a place in the chain on, and leaves them in it. */
-static void chain_copy(const struct chain *c, size_t from, void *to, size_t len) {
-    const struct chunk *chunk = c->first;
-    uint8_t *out = to;
-    for (from += c->taken; from >= CHUNK; from -= CHUNK) chunk = chunk->next;
-    for (size_t n; len > 0; out += n, len -= n, from = 0, chunk = chunk->next) {
-        n = MIN(len, CHUNK - from);
-        memcpy(out, chunk->bytes + from, n);
-    }
-}
-
-/* Takes bytes off the front. */
-static void chain_drop(struct chain *c, size_t *held, size_t len) {
-    c->len -= len;
-    c->taken += len;
-    while (c->first && (c->taken >= CHUNK || c->len == 0)) {
-        struct chunk *gone = c->first;
-        c->first = gone->next;
-        c->taken = c->len == 0 ? 0 : c->taken - CHUNK;
-        gone->next = store.free;
-        store.free = gone;
-        store.in_use--;
-        --*held;
-    }
-    if (!c->first) *c = (struct chain){0};
 }
 
 /*
@@ -956,7 +876,8 @@ static bool connect_to(struct conn *c, struct span server) {
     natsOptions_Destroy(opts);
     sodium_memzero(url, sizeof(url)); /* it may hold a password */
     if (s == NATS_OK) return true;
-    const char *text = nats_GetLastError(NULL);
+    const char *text = nats_GetLastError(NULL), *place = text && *text == '(' ? strstr(text, "): ") : NULL;
+    if (place) text = place + 3; /* nats.c begins with its file and line */
     if (s == NATS_NO_SERVER) text = "the name does not resolve, or nobody answers there";
     size_t at = strlen(c->failure);
     (void)snprintf(c->failure + at, sizeof(c->failure) - at, "%s%.*s: %s", at ? "; " : "", (int)address.len, address.at,
@@ -1046,7 +967,9 @@ static void on_filter(natsConnection *nc, natsMsg **msg, void *user) {
 /* Ends subscriptions: all, or all but the one to the inbox, which means no new work while answers still come. */
 static void conn_unsubscribe(struct conn *c, bool all) {
     for (size_t i = 0; i < COUNT_OF(net.subs); i++) {
-        if (net.subs[i].of != c || (!all && strncmp(natsSubscription_GetSubject(net.subs[i].sub), c->inbox, c->inbox_len) == 0)) continue;
+        if (net.subs[i].of != c) continue;
+        const char *subject = natsSubscription_GetSubject(net.subs[i].sub); /* NULL: it ended with its connection */
+        if (!all && (!subject || strncmp(subject, c->inbox, c->inbox_len) == 0)) continue;
         natsSubscription_Destroy(net.subs[i].sub);
         net.subs[i].of = NULL;
     }
@@ -1277,9 +1200,9 @@ struct link {
     unsigned calls;            /* slots it holds */
     unsigned with_component;   /* of them, messages that the component has */
     unsigned out;              /* of them, publishes whose bytes the kernel has not taken yet */
-    struct chain backlog;      /* of records */
-    unsigned waiting;          /* messages in it */
-    size_t chunks;             /* of the store: backlog, and parameters of its calls */
+    struct record *backlog, *backlog_last;  /* messages that the component cannot have yet, oldest first */
+    unsigned waiting;          /* how many those are */
+    size_t held;               /* bytes of records: backlog, and parameters of its calls */
     uint64_t pause_until_ms, next_pause_ms;
     uint64_t published, requested, handled, failed, dropped;
 };
@@ -1292,6 +1215,7 @@ static struct {
     char host_id[ID_MAX], lattice[ID_MAX], key[ID_MAX];
     json_t *config, *secrets;  /* defaults for every link; config may be updated */
     json_t *links;             /* of the host data, until the lattice is up */
+    char refused[400];         /* the last link that found no place, in words, or "" */
     struct topic topic;        /* for log lines about no link in particular */
 } self = {.topic = {.kind = "provider"}};
 
@@ -1409,43 +1333,38 @@ static const char *wrong_settings(const json_t *s) {
 }
 
 /* A host's link, as JSON, in one form whatever the host's version: {"id": {source_id, target, name, wit_namespace,
- * wit_package}, "config": {…}, "secrets": {…}}, with the configuration and the opened secrets of our side. Returns NULL
- * and why. protocol: wasmCloud, crates/core, link.rs. */
+ * wit_package}, "config": {…}, "secrets": {…}}, with the configuration and the opened secrets of our side. Returns NULL and
+ * why if it is no link of ours; if its secrets cannot be opened, "wrong" says why. protocol: wasmCloud, crates/core, link.rs. */
 static const char *const link_ids[] = {"source_id", "target", "name", "wit_namespace", "wit_package"};
 
 static json_t *read_definition(const json_t *link, bool *is_handler, const char **why) {
+    const char *source = get(link, "source_id"), *target = get(link, "target"), *name = get(link, "name");
+    *is_handler = source && strcmp(source, self.key) == 0;
+    *why = "neither its source_id nor its target is this provider";
+    if (!*is_handler && (!target || strcmp(target, self.key) != 0)) return NULL;
+    *why = "its component is no name that fits into a subject";
+    if (!is_token(*is_handler ? target : source)) return NULL;
+    *why = "its name is too long";
+    if (name && strlen(name) >= ID_MAX) return NULL;
+    *why = "";
+
     json_t *id = json_object(), *secrets = NULL;
+    json_t *config = json_object_get(link, *is_handler ? "source_config" : "target_config");
+    const json_t *sealed = json_object_get(link, *is_handler ? "source_secrets" : "target_secrets");
     for (size_t i = 0; i < COUNT_OF(link_ids); i++) {
-        const char *text = json_string_value(json_object_get(link, link_ids[i]));
+        const char *text = get(link, link_ids[i]);
         json_object_set_new(id, link_ids[i], json_string(text && *text ? text : i == 2 ? "default" : ""));
     }
-    *is_handler = strcmp(json_string_value(json_object_get(id, "source_id")), self.key) == 0;
-    const char *side = *is_handler ? "source" : "target", *other = *is_handler ? "target" : "source_id";
-    *why = "neither its source_id nor its target is this provider";
-    if (!*is_handler && strcmp(json_string_value(json_object_get(id, "target")), self.key) != 0) goto fail;
-    *why = "its component is no name that fits into a subject";
-    if (!is_token(json_string_value(json_object_get(id, other)))) goto fail;
-    *why = "its name is too long";
-    if (strlen(json_string_value(json_object_get(id, "name"))) >= ID_MAX) goto fail;
-
-    char key[32];
-    (void)snprintf(key, sizeof(key), "%s_secrets", side);
-    const json_t *sealed = json_object_get(link, key);
-    if (json_array_size(sealed) > 0) {
+    if (sealed && !json_is_null(sealed) && (!json_is_array(sealed) || json_array_size(sealed) > 0)) {
         size_t len = 0;
         uint8_t *bytes = bytes_of_json(sealed, &len);
         *why = "its secrets are no list of bytes";
         if (bytes) secrets = box_open(bytes, len, why);
+        if (secrets) *why = "";
         free(bytes);
-        if (!secrets) goto fail;
     }
-    (void)snprintf(key, sizeof(key), "%s_config", side);
-    json_t *config = json_object_get(link, key);
-    return json_pack("{s:o, s:o, s:o}", "id", id, "config", json_is_object(config) ? json_deep_copy(config) : json_object(),
+    return json_pack("{s:o, s:s, s:o, s:o}", "id", id, "wrong", *why, "config", json_is_object(config) ? json_deep_copy(config) : json_object(),
                      "secrets", secrets ? secrets : json_object());
-fail:
-    json_decref(id);
-    return NULL;
 }
 
 static const char *link_id(const json_t *definition, const char *key) {
@@ -1474,7 +1393,7 @@ static struct link *free_slot(void) {
     return in_use < LINKS_MAX ? free : NULL;
 }
 
-/* Fills a free slot; `definition` and `settings` now belong to it. The connection is not started. */
+/* Fills a free slot; `definition` and `settings` now belong to it. */
 static void link_fill(struct link *l, json_t *definition, json_t *settings, bool is_handler) {
     uint64_t max = MAX_IN_FLIGHT_DEFAULT, timeout = HANDLER_TIMEOUT_MS_DEFAULT;
     size_t count, sum = 0;
@@ -1488,7 +1407,7 @@ static void link_fill(struct link *l, json_t *definition, json_t *settings, bool
                    link_id(definition, "target"), l->name);
     (void)snprintf(l->subject, sizeof(l->subject), "%s.%s.wrpc.0.0.1.wasmcloud:messaging/handler@0.2.0.handle-message",
                    self.lattice, l->component);
-    const char *wrong = wrong_settings(settings);
+    const char *wrong = *get(definition, "wrong") ? get(definition, "wrong") : wrong_settings(settings);
     EACH_LINK(other) if (!other->leaving && are_subscriptions(get(other->conn.settings, "subscriptions"), &count)) sum += count;
     if (!wrong && sum > SUBSCRIPTIONS_MAX) wrong = "all links together ask for more than SUBSCRIPTIONS_MAX subscriptions";
     (void)snprintf(l->wrong, sizeof(l->wrong), "%s", wrong ? wrong : "");
@@ -1534,8 +1453,8 @@ struct call {
     struct link *link;
     uint64_t deadline_ms;
     uint64_t out_at;       /* CALL_OUT: done when the connection has written this many bytes */
-    size_t head, needs;    /* CALL_PARAMS: bytes before the parameters; parameters to have before another try */
-    struct chain held;     /* CALL_PARAMS: a record of all so far; CALL_HANDLER: what did not fit into the first piece */
+    size_t needs;          /* CALL_PARAMS: bytes to have before it is worth another try */
+    struct record *held;   /* CALL_PARAMS: all so far; CALL_HANDLER: what did not fit into the first piece; or NULL */
     char caller[INBOX_MAX];/* from a component: Rc */
     struct result result;  /* to a component */
 };
@@ -1555,7 +1474,7 @@ static uint8_t scratch[PARAMS_MAX];
 struct trace {
     const char *parent, *state;  /* W3C trace context headers, or NULL */
 };
-enum { TRACE_MAX = 512, TRACES = 2 * TRACE_MAX };
+enum { TRACE_MAX = 512 };
 
 static struct trace trace_of(natsMsg *msg) {
     struct trace t = {0};
@@ -1564,34 +1483,59 @@ static struct trace trace_of(natsMsg *msg) {
     return t;
 }
 
-/* What waits in the store: this, then both trace headers with their NULs, then encoded parameters. */
+/* Bytes that wait: a message in a backlog, or parameters of a call. A block of the arena, counted against its link. */
 struct record {
-    uint32_t params;
-    uint16_t parent, state;
+    struct record *next;
+    uint32_t len, room;      /* of the parameters */
+    uint16_t parent, state;  /* lengths of the trace headers, with their NULs */
+    char bytes[];            /* both trace headers, then the parameters */
 };
 
-static size_t record_head(struct record r) { return sizeof(r) + r.parent + r.state; }
+static size_t records_held;  /* bytes of all records */
 
-/* Puts a record at the end of a chain. False: no room, or none of the link's share. */
-static bool keep(struct link *l, struct chain *chain, struct trace t, const uint8_t *params, size_t len, size_t *head) {
-    struct record r = {(uint32_t)len, (uint16_t)(t.parent ? strlen(t.parent) + 1 : 0), (uint16_t)(t.state ? strlen(t.state) + 1 : 0)};
-    *head = record_head(r);
-    if (!store_spares(chain, l->chunks, *head + len)) return false;
-    chain_add(chain, &l->chunks, &r, sizeof(r));
-    chain_add(chain, &l->chunks, t.parent, r.parent);
-    chain_add(chain, &l->chunks, t.state, r.state);
-    chain_add(chain, &l->chunks, params, len);
-    return true;
+static size_t record_size(const struct record *r) { return sizeof(*r) + r->parent + r->state + r->room + 16; } /* 16: its block */
+static uint8_t *record_params(struct record *r) { return (uint8_t *)r->bytes + r->parent + r->state; }
+
+static struct trace record_trace(const struct record *r) {
+    return (struct trace){r->parent ? r->bytes : NULL, r->state ? r->bytes + r->parent : NULL};
 }
 
-/* Copies the record at the front of a chain: its trace headers into `traces`, its parameters into scratch. */
-static struct record kept(const struct chain *chain, char traces[TRACES], struct trace *t) {
-    struct record r;
-    chain_copy(chain, 0, &r, sizeof(r));
-    chain_copy(chain, sizeof(r), traces, (size_t)r.parent + r.state);
-    chain_copy(chain, record_head(r), scratch, r.params);
-    *t = (struct trace){r.parent ? traces : NULL, r.state ? traces + r.parent : NULL};
+static void record_free(struct link *l, struct record *r) {
+    if (!r) return;
+    records_held -= record_size(r);
+    l->held -= record_size(r);
+    free(r);
+}
+
+/* A record of these parameters, with room for more. NULL: no memory, or none of the link's share; see HELD_MAX. */
+static struct record *record_make(struct link *l, struct trace t, const uint8_t *params, size_t len, size_t room) {
+    struct record head = {.len = (uint32_t)len, .room = (uint32_t)room, .parent = (uint16_t)(t.parent ? strlen(t.parent) + 1 : 0),
+                          .state = (uint16_t)(t.state ? strlen(t.state) + 1 : 0)};
+    size_t size = record_size(&head);
+    if (records_held + size > HELD_MAX || l->held + size > 2 * (HELD_MAX - records_held - size)) return NULL;
+    struct record *r = malloc(size);
+    if (!r) return NULL;
+    *r = head;
+    if (r->parent) memcpy(r->bytes, t.parent, r->parent);
+    if (r->state) memcpy(r->bytes + r->parent, t.state, r->state);
+    if (len) memcpy(record_params(r), params, len);
+    records_held += size;
+    l->held += size;
     return r;
+}
+
+/* Adds parameters to a record; one that is too small is replaced. False, with the record as it was: as above. */
+static bool record_add(struct link *l, struct record **r, const void *more, size_t len) {
+    if ((*r)->len + len > (*r)->room) {
+        size_t room = MIN(2 * ((*r)->len + len), PARAMS_MAX);
+        struct record *larger = record_make(l, record_trace(*r), record_params(*r), (*r)->len, room);
+        if (!larger) return false;
+        record_free(l, *r);
+        *r = larger;
+    }
+    memcpy(record_params(*r) + (*r)->len, more, len);
+    (*r)->len += (uint32_t)len;
+    return true;
 }
 
 /* A slot, or NULL: none is free, or the link has its share. The caller sets kind and deadline by call_until(). */
@@ -1619,7 +1563,7 @@ static void call_until(struct call *c, enum call_kind kind, uint64_t deadline_ms
 static void call_free(struct call *c) {
     c->link->with_component -= c->kind == CALL_HANDLER;
     c->link->out -= c->kind == CALL_OUT;
-    chain_drop(&c->held, &c->link->chunks, c->held.len);
+    record_free(c->link, c->held);
     c->link->calls--;
     c->kind = CALL_FREE;
     c->generation++;
@@ -1769,7 +1713,8 @@ static void serve(const struct incoming *in, struct call *c) {
     const char *wrong = wrong_message(&in->message);
     if (!wrong) wrong = posted_words[pass_on(in, c)];
     if (!*wrong) {
-        chain_drop(&c->held, &l->chunks, c->held.len);
+        record_free(l, c->held);
+        c->held = NULL;
         c->out_at = l->conn.io.queued;
         l->out += !in->is_request;
         if (in->is_request) call_until(c, CALL_REQUEST, now + in->timeout_ms);
@@ -1803,7 +1748,8 @@ static void on_call(natsMsg *msg, bool is_request) {
     if (d == MALFORMED) return refuse(in.caller, component, name, "its parameters do not decode");
     if (needs_bytes > PARAMS_MAX) return refuse(in.caller, component, name, "its parameters are over the limit");
     struct call *c = call_take(in.link);
-    if (!c || (d == NEEDS_MORE && !keep(in.link, &c->held, in.trace, in.params, in.params_len, &c->head))) {
+    if (c && d == NEEDS_MORE) c->held = record_make(in.link, in.trace, in.params, in.params_len, MIN(needs_bytes + SUBJECT_MAX, PARAMS_MAX));
+    if (!c || (d == NEEDS_MORE && !c->held)) {
         shake_hands(in.caller, NULL);
         answer_error(in.caller, "%stoo many calls in flight", error_prefix(is_request));
         in.link->failed++;
@@ -1827,16 +1773,13 @@ static void fail(struct call *c, const char *why) {
 
 /* Another piece of parameters, on Rs.params. */
 static void on_params(struct call *c, natsMsg *msg) {
-    char traces[TRACES];
-    size_t len = (size_t)natsMsg_GetDataLength(msg), have = c->held.len - c->head + len;
-    struct incoming in = {.link = c->link, .caller = c->caller, .is_request = c->is_request, .params = scratch, .params_len = have};
+    size_t len = (size_t)natsMsg_GetDataLength(msg);
     if (len == 0) return fail(c, "its parameters ended before they were whole");
-    if (have > PARAMS_MAX) return fail(c, "its parameters are over the limit");
-    if (!store_spares(&c->held, c->link->chunks, len)) return fail(c, "memory for its parameters is short");
-    chain_add(&c->held, &c->link->chunks, natsMsg_GetData(msg), len);
-    if (have < c->needs) return;
-    (void)kept(&c->held, traces, &in.trace);
-    chain_copy(&c->held, c->head, scratch, have);
+    if (c->held->len + len > PARAMS_MAX) return fail(c, "its parameters are over the limit");
+    if (!record_add(c->link, &c->held, natsMsg_GetData(msg), len)) return fail(c, "memory for its parameters is short");
+    if (c->held->len < c->needs) return;
+    struct incoming in = {.link = c->link, .caller = c->caller, .is_request = c->is_request, .trace = record_trace(c->held),
+                          .params = record_params(c->held), .params_len = c->held->len};
     enum decoded d = read_incoming(&in, &c->needs);
     if (d == WHOLE) serve(&in, c);
     else if (d == MALFORMED) fail(c, "its parameters do not decode");
@@ -1921,7 +1864,7 @@ static bool may_start(const struct link *l) {
     return l->with_component < l->max_in_flight && lattice.state == CONN_UP && !lattice.io.broken;
 }
 
-/* Calls the component with these parameters, which are in scratch. POST_FULL: not now. protocol: a 1.9 host expects the
+/* Calls the component with these parameters. POST_FULL: not now. protocol: a 1.9 host expects the
  * first message, headers included, within max_payload; what is left goes to Rs.params after the handshake. */
 static enum posted start(struct link *l, const uint8_t *params, size_t len, struct trace trace) {
     char inbox[INBOX_MAX + TOKEN_LEN];
@@ -1931,8 +1874,8 @@ static enum posted start(struct link *l, const uint8_t *params, size_t len, stru
     size_t first = MIN(len, max > head ? max - head : 0);
     struct call *c = call_take(l);
     if (!c) return POST_FULL;
-    if (!store_spares(&c->held, l->chunks, len - first)) return call_free(c), POST_FULL;
-    chain_add(&c->held, &l->chunks, params + first, len - first);
+    if (first < len && !(c->held = record_make(l, (struct trace){0}, params + first, len - first, len - first)))
+        return call_free(c), POST_FULL;
     call_inbox(c, &lattice, inbox);
     enum posted p = post(&lattice, l->subject, inbox, headers, params, first);
     if (p != POSTED) return call_free(c), p;
@@ -1948,13 +1891,29 @@ static void drop(struct link *l, unsigned count, const char *why) {
 
 /* Starts what waits, as far as the component may have it. */
 static void work_off(struct link *l) {
-    char traces[TRACES];
     while (l->waiting > 0 && may_start(l)) {
-        struct trace trace;
-        struct record r = kept(&l->backlog, traces, &trace);
-        if (start(l, scratch, r.params, trace) != POSTED) return;
-        chain_drop(&l->backlog, &l->chunks, record_head(r) + r.params);
+        struct record *r = l->backlog;
+        if (start(l, record_params(r), r->len, record_trace(r)) != POSTED) return;
+        l->backlog = r->next;
         l->waiting--;
+        record_free(l, r);
+    }
+}
+
+static void wait_in_backlog(struct link *l, const uint8_t *params, size_t len, struct trace trace) {
+    struct record *r = record_make(l, trace, params, len, len);
+    if (!r) return drop(l, 1, "the component is too slow, and its backlog is full");
+    if (l->waiting++ > 0) l->backlog_last->next = r;
+    else l->backlog = r;
+    l->backlog_last = r;
+}
+
+/* Drops the backlog, if there is one. */
+static void drop_backlog(struct link *l, const char *why) {
+    if (l->waiting > 0) drop(l, l->waiting, why);
+    for (struct record *r; l->waiting > 0; l->waiting--, l->backlog = r) {
+        r = l->backlog->next;
+        record_free(l, l->backlog);
     }
 }
 
@@ -1975,10 +1934,9 @@ static void on_subscribed(struct link *l, natsMsg *msg) {
     if (m.body.len > MESSAGE_MAX || message_room(&m) > sizeof(scratch)) return drop(l, 1, "it is larger than MESSAGE_MAX");
     if (!is_utf8(m.subject) || !is_utf8(m.reply_to)) return drop(l, 1, "its subject is not UTF-8, which a component cannot be given");
     struct trace trace = trace_of(msg);
-    size_t head, len = write_message(scratch, &m);
+    size_t len = write_message(scratch, &m);
     if (l->waiting == 0 && may_start(l) && start(l, scratch, len, trace) == POSTED) return;
-    if (keep(l, &l->backlog, trace, scratch, len, &head)) l->waiting++;
-    else drop(l, 1, "the component is too slow, and its backlog is full");
+    wait_in_backlog(l, scratch, len, trace);
 }
 
 /* Everything that arrives on a link's connection. */
@@ -2009,9 +1967,8 @@ static void on_handshake(struct call *c, natsMsg *msg) {
         return;
     }
     if (!is_inbox(rest)) return;
-    size_t len = c ? c->held.len : 0;
-    if (len > 0) chain_copy(&c->held, 0, scratch, len); /* kept: hosts of 1.0 may shake hands more than once */
-    send_pieces(rest, ".params", scratch, len);
+    struct record *held = c ? c->held : NULL; /* and it is kept: hosts of 1.0 may shake hands more than once */
+    send_pieces(rest, ".params", held ? record_params(held) : NULL, held ? held->len : 0);
     if (c) c->shaken = true;
 }
 
@@ -2112,11 +2069,7 @@ static void link_leave(struct link *l, bool replaced) {
     l->replaced = replaced;
     l->leave_by_ms = now + LEAVE_MS;
     if (l->conn.state == CONN_UP) conn_unsubscribe(&l->conn, false);
-    if (!replaced && l->waiting > 0) {
-        drop(l, l->waiting, "the link was deleted");
-        l->waiting = 0;
-        chain_drop(&l->backlog, &l->chunks, l->backlog.len);
-    }
+    if (!replaced) drop_backlog(l, "the link was deleted");
 }
 
 static const char *link_label(const json_t *json, char out[300]) {
@@ -2130,8 +2083,9 @@ static void link_add(json_t *definition, bool is_handler) {
     char label[300];
     struct link *l = free_slot();
     if (!l) {
-        say(&self.topic, LEVEL_ERROR, "the link %s has no place: LINKS_MAX is %d, and %d may be leaving; delete one and put it again",
-            link_label(json_object_get(definition, "id"), label), LINKS_MAX, LINKS_LEAVING_MAX);
+        (void)snprintf(self.refused, sizeof(self.refused), "link %s: no place, LINKS_MAX is %d; delete one and put it again",
+                       link_label(json_object_get(definition, "id"), label), LINKS_MAX);
+        say(&self.topic, LEVEL_ERROR, "%s", self.refused);
         return json_decref(definition);
     }
     link_fill(l, definition, merge_settings(definition, is_handler), is_handler);
@@ -2145,7 +2099,7 @@ static void link_add(json_t *definition, bool is_handler) {
 /* Starts a link anew, if its settings are not what they were. Takes `definition` over. */
 static void link_renew(struct link *l, json_t *definition) {
     json_t *settings = merge_settings(definition, l->is_handler);
-    if (json_equal(settings, l->conn.settings)) {
+    if (json_equal(settings, l->conn.settings) && !*l->wrong && !*get(definition, "wrong")) {
         json_decref(l->definition);
         l->definition = definition;
     } else {
@@ -2177,6 +2131,7 @@ static void link_delete(const json_t *json) {
         }
         if (!match) continue;
         say(&l->conn.topic, LEVEL_INFO, "deleted");
+        self.refused[0] = 0;
         link_leave(l, false);
     }
 }
@@ -2200,8 +2155,7 @@ static void link_step(struct link *l) {
         if (c->kind == CALL_HANDLER) call_free(c);
         else give_up(c, "the link was deleted");
     }
-    if (l->waiting > 0) drop(l, l->waiting, "the link is gone");
-    chain_drop(&l->backlog, &l->chunks, l->backlog.len);
+    drop_backlog(l, "the link is gone");
     conn_end(&l->conn);
     json_decref(l->definition);
     l->used = false;
@@ -2209,8 +2163,7 @@ static void link_step(struct link *l) {
 
 /* Why this provider is not healthy, in words; "" if it is. */
 static void health_words(char *out, size_t size) {
-    size_t at = 0;
-    *out = 0;
+    size_t at = (size_t)snprintf(out, size, "%s", self.refused);
     EACH_LINK(l) {
         if (at >= size || l->leaving || (l->conn.state == CONN_UP && !l->conn.io.broken)) continue;
         const char *why = *l->wrong ? l->wrong : *l->conn.trouble ? l->conn.trouble : "connecting";
@@ -2416,7 +2369,7 @@ static void run(pid_t parent) {
 enum {
     RESERVED_THREADS = THREADS_MAX * THREAD_STACK,
     RESERVED_TABLES = sizeof(links) + sizeof(calls) + sizeof(scratch) + sizeof(net) + sizeof(subjects),
-    RESERVED = ARENA_BYTES + sizeof(store) + RESERVED_TABLES + RESERVED_THREADS,
+    RESERVED = ARENA_BYTES + RESERVED_TABLES + RESERVED_THREADS,
 };
 #ifndef SYSTEM_MALLOC
 _Static_assert(RESERVED <= RESERVED_MAX, "provider.h reserves more than RESERVED_MAX: lower a limit, or raise it knowingly");
@@ -2439,10 +2392,10 @@ static const char help[] =
 static void print_version(void) {
     printf(PROVIDER_NAME " " PROVIDER_VERSION "\n"
            "nats.c %s, mbedTLS %s, libsodium %s, jansson %s\n"
-           "memory reserved: %d kB in all: arena %d, store %d, tables %d, thread stacks %d\n"
+           "memory reserved: %d kB in all: arena %d, tables %d, thread stacks %d\n"
            "limits: %d links, %d subscriptions, %d calls, messages of up to %d kB\n",
            nats_GetVersion(), tls_version(), sodium_version_string(), JANSSON_VERSION, (int)RESERVED / 1024, ARENA_BYTES / 1024,
-           (int)(sizeof(store) / 1024), (int)RESERVED_TABLES / 1024, (int)RESERVED_THREADS / 1024,
+           (int)RESERVED_TABLES / 1024, (int)RESERVED_THREADS / 1024,
            LINKS_MAX, SUBSCRIPTIONS_MAX, CALLS_MAX, MESSAGE_MAX / 1024);
 }
 
@@ -2476,6 +2429,7 @@ static void read_host(const json_t *host) {
     if (getenv("RUST_LOG")) set_level(getenv("RUST_LOG"));
     logger.json = json_is_true(json_object_get(host, "structured_logging"));
     host_token(host, "provider_key", NULL, self.key);
+    (void)snprintf(self.topic.name, sizeof(self.topic.name), "%s", self.key);
     host_token(host, "lattice_rpc_prefix", "default", self.lattice);
     (void)snprintf(self.host_id, ID_MAX, "%s", host_text(host, "host_id"));
     if (*ours && *hosts && !box_start(span_of(hosts), span_of(ours)))
@@ -2593,7 +2547,7 @@ static int check(const char *path) {
     if (json_object_get(json, "source_id")) {
         guess_self(json);
         check_link(json);
-        return 0;
+        return json_decref(json), 0;
     }
     read_host(json);
     json_t *settings = lattice_settings(json);
@@ -2601,6 +2555,8 @@ static int check(const char *path) {
     printf("provider %s on lattice %s at %.*s, %s, %zu links\n", self.key, self.lattice, (int)at.len, at.at,
            box.set ? "can open the secrets of links" : "without xkeys", json_array_size(self.links));
     json_array_foreach(self.links, i, link) check_link(link);
+    json_decref(settings);
+    json_decref(json);
     return 0;
 }
 
@@ -2648,11 +2604,11 @@ int main(int argc, char **argv) {
     now = monotonic_ms();
     start_process();
     subjects_start();
-    say(&self.topic, LEVEL_INFO, PROVIDER_NAME " " PROVIDER_VERSION ": provider %s on lattice %s", self.key, self.lattice);
+    say(&self.topic, LEVEL_INFO, PROVIDER_NAME " " PROVIDER_VERSION " on lattice %s", self.lattice);
     start_lattice(settings);
     run(parent);
     say(&self.topic, LEVEL_INFO, "stopped: %s (%zu kB of the arena used at most, %" PRIu64 " blocks taken, %" PRIu64 " log lines lost)",
         stop.why, arena.peak / 1024, arena.taken, logger.lost);
-    return 0;
+    _exit(0); /* exit() would take nats.c apart while its threads, and those that connect, still use it */
 }
 #endif

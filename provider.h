@@ -1,7 +1,7 @@
 /* provider.h - the limits of messaging-nats, and the memory they add up to.
  *
  * Everything the provider will ever use is reserved at start: one arena for the libraries (nats.c, mbedTLS,
- * jansson, libc), one store for messages that wait, and static tables. Reserved memory that was never touched costs
+ * jansson, libc) and for messages that wait, and static tables. Reserved memory that was never touched costs
  * nothing, so a generous limit is cheap until it is needed. Each limit may be changed here or with make CFLAGS=-DNAME=value;
  * `provider --version` prints the sum, and the assertion at the end keeps it honest.
  */
@@ -48,20 +48,17 @@
 #define INBOX_MAX 256
 #endif
 
-/* Bytes for messages that wait: the backlogs of slow components, parameters that come in pieces. In chunks of
- * STORE_CHUNK. A link may take what it asks for while it holds at most twice what stays free: one slow component gets two
- * thirds, which is a backlog of about 29,000 messages of 128 bytes. */
-#ifndef STORE_BYTES
-#define STORE_BYTES (6656 * 1024)
-#endif
-#ifndef STORE_CHUNK
-#define STORE_CHUNK 2048
+/* Bytes of messages that wait in the arena: the backlogs of slow components, parameters that come in pieces. A link may
+ * take what it asks for while it holds at most twice what stays free: one slow component gets two thirds, which is a
+ * backlog of about 23,000 messages of 128 bytes. */
+#ifndef HELD_MAX
+#define HELD_MAX (6656 * 1024)
 #endif
 
-/* The arena: whatever a library allocates. A link costs about 100 kB with TLS (two buffers of IO_BUFFER, the records
- * of TLS, its certificates), the system's CA certificates 450 kB once, a message of 1 MB in flight about 3 MB. */
+/* The arena: whatever a library allocates, and what waits. A link costs about 100 kB with TLS (two buffers of IO_BUFFER,
+ * the records of TLS, its certificates), the system's CA certificates 450 kB once, a message of 1 MB in flight 3 MB. */
 #ifndef ARENA_BYTES
-#define ARENA_BYTES (11264 * 1024)
+#define ARENA_BYTES (17920 * 1024)
 #endif
 
 /* What the arena keeps free for each link that may still come, and for a large message that is being received. */

@@ -464,7 +464,7 @@ static void tell_untrusted(const mbedtls_x509_crt *crt, int depth)
     if (self_signed && depth == 0)
         why("self-signed certificate (%s): give it as tls_ca or tls_ca_file to trust it", issuer);
     else
-        why("unknown CA: %s is not among the trusted CAs (tls_ca, tls_ca_file)", issuer);
+        why("unknown CA of the certificate: %s is not among the trusted CAs (tls_ca, tls_ca_file)", issuer);
 }
 
 static void tell_certificate(const SSL *s, const mbedtls_x509_crt *crt, int depth, uint32_t flags)
