@@ -10,6 +10,7 @@ from servers import DEADLINE
 
 LOAD = HERE.parent.parent / "build/load"
 CALLS = 50_000
+PAGES = 32  # kB: a moment that needs one block more than any before touches a page; seen: one page, once in some runs
 pytestmark = pytest.mark.release
 
 
@@ -39,12 +40,12 @@ async def start(world, flow):
 
 @pytest.mark.parametrize("flow", ["publish", "request", "handle"])
 async def test_many_calls(world, flow):
-    """50,000 calls with 64 in flight: no error, none lost, and no growth of resident memory from the 10,000th on."""
+    """50,000 calls with 64 in flight: no error, none lost, and no growth of resident memory from the 10,000th on (a byte a call would show)."""
     await start(world, flow)
     code, report = await load(world, flow)
     assert code == 0 and report["done"] == CALLS and not report["errors"] and not report["lost"], report
     settled, *later = report["rss_kb"][1:]
-    assert len(later) == 4 and max(later) <= settled, report["rss_kb"]
+    assert len(later) == 4 and max(later) <= settled + PAGES, report["rss_kb"]
 
 
 @pytest.mark.parametrize("flow", ["publish", "request", "handle"])
