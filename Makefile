@@ -59,9 +59,11 @@ build/san/provider: $(SOURCES) $(HEADERS) deps/glibc_compat.c | build/include
 	@mkdir -p $(@D)
 	$(CC) $(STANDARD) $(SANITIZED) $(CFLAGS) -isystem build/include $(SOURCES) deps/glibc_compat.c $(SAN_LIBRARIES) -lpthread -o $@
 
+# compiled twice: on the system's malloc for the sanitizers, and once more for the arena alone, under other names
+UNIT = $(CC) $(STANDARD) -g -O1 -fsanitize=address,undefined -fno-sanitize-recover=undefined $(CFLAGS) -I. -isystem build/include
 build/unit: devel/unit.c $(SOURCES) $(HEADERS) deps/glibc_compat.c | build/include
-	$(CC) $(STANDARD) -g -O1 -fsanitize=address,undefined -fno-sanitize-recover=undefined $(CFLAGS) -DSYSTEM_MALLOC -I. -isystem build/include \
-	  devel/unit.c deps/tls.c deps/glibc_compat.c $(SAN_LIBRARIES) -lpthread -o $@
+	$(UNIT) -DUNIT_ARENA -c devel/unit.c -o $@.arena.o
+	$(UNIT) -DSYSTEM_MALLOC devel/unit.c $@.arena.o deps/tls.c deps/glibc_compat.c $(SAN_LIBRARIES) -lpthread -o $@
 
 unit: build/unit
 	build/unit

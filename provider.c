@@ -67,19 +67,6 @@ struct span {
     size_t len;
 };
 
-/* What the command line or the host was told wrongly: one sentence, and exit code 1. */
-__attribute__((format(printf, 1, 2), noreturn)) static void die(const char *format, ...) {
-    char text[512];
-    va_list args;
-    va_start(args, format);
-    (void)vsnprintf(text, sizeof(text), format, args);
-    va_end(args);
-    for (char *c = text; *c; c++)
-        if ((unsigned char)*c < ' ') *c = '?';
-    fprintf(stderr, PROVIDER_NAME ": %s\n", text);
-    exit(1);
-}
-
 /* Milliseconds since some moment in the past; never set back, unlike the time of day. The loop reads the clock once a turn
  * and keeps it here, where everybody reads it. */
 static uint64_t now;
@@ -100,11 +87,14 @@ static uint64_t monotonic_ms(void) {
  *
  * In:  sizes. Out: memory, or NULL. Touches: the arena. Any thread may use it.
  */
+struct block;
 static struct {
     pthread_mutex_t lock;
     size_t in_use, peak;  /* bytes, heads included */
     uint64_t taken;       /* how often a block was asked for, ever */
     bool ready;
+    uint64_t some;        /* bit n: list n is not empty */
+    struct block *list[64];
 } arena = {.lock = PTHREAD_MUTEX_INITIALIZER};
 
 #ifndef SYSTEM_MALLOC /* sanitizers bring their own */
@@ -117,14 +107,11 @@ struct block {
 
 enum { ALIGN = 16, HEAD = offsetof(struct block, next) < ALIGN ? ALIGN : offsetof(struct block, next) };
 
-static struct {
-    uint64_t some;             /* bit n: list n is not empty */
-    struct block *first[64];
-} heap;
 static _Alignas(4096) uint8_t arena_bytes[ARENA_BYTES + sizeof(struct block)];
 
 static void *payload(struct block *b) { return (uint8_t *)b + HEAD; }
-static struct block *block_of(void *p) { return (struct block *)(void *)((uint8_t *)p - HEAD); }
+/* The asm hides from gcc where the pointer came from: before what malloc() returns it expects no memory of ours. */
+static struct block *block_of(void *p) { __asm__("" : "+r"(p)); return (struct block *)(void *)((uint8_t *)p - HEAD); }
 static struct block *block_after(struct block *b) { return (struct block *)(void *)((uint8_t *)b + HEAD + b->size); }
 static size_t rounded(size_t size) { return size < 2 * ALIGN ? 2 * ALIGN : (size + ALIGN - 1) & ~(size_t)(ALIGN - 1); }
 
@@ -135,28 +122,27 @@ static unsigned list_for(size_t size) {
 
 static void block_list(struct block *b) {
     unsigned list = list_for(b->size);
-    b->at = &heap.first[list];
+    b->at = &arena.list[list];
     b->next = *b->at;
     if (b->next) b->next->at = &b->next;
     *b->at = b;
     b->size |= 1;
-    heap.some |= 1ull << list;
+    arena.some |= 1ull << list;
 }
 
 static void block_unlist(struct block *b) {
     b->size &= ~(size_t)1;
     *b->at = b->next;
     if (b->next) b->next->at = b->at;
-    if (!heap.first[list_for(b->size)]) heap.some &= ~(1ull << list_for(b->size));
+    if (!arena.list[list_for(b->size)]) arena.some &= ~(1ull << list_for(b->size));
 }
 
-/* A free block of at least this size, or NULL: the first of its own list if that is large enough, else one of a list in
- * which every block is. */
+/* A free block of at least this size, or NULL: the first of its own list if that fits, else one of a list where each does. */
 static struct block *block_find(size_t size) {
     unsigned list = list_for(size);
-    if (heap.first[list] && heap.first[list]->size >= size) return heap.first[list];
-    uint64_t larger = heap.some & ~((2ull << list) - 1);
-    return larger ? heap.first[__builtin_ctzll(larger)] : NULL;
+    if (arena.list[list] && arena.list[list]->size >= size) return arena.list[list];
+    uint64_t larger = arena.some & ~((2ull << list) - 1);
+    return larger ? arena.list[__builtin_ctzll(larger)] : NULL;
 }
 
 /* Puts a block that is in no list back, joined with its neighbours if they are free. */
@@ -200,11 +186,6 @@ static void arena_start(void) {
     block_list(all);
     arena.ready = true;
 }
-
-/* Not inlined, since gcc knows what malloc() returns and takes the head before it for somebody else's memory. */
-__attribute__((noinline)) void free(void *p);
-__attribute__((noinline)) void *realloc(void *p, size_t size);
-__attribute__((noinline)) size_t malloc_usable_size(void *p);
 
 void *malloc(size_t size) {
     struct block *b = NULL;
@@ -299,21 +280,31 @@ static struct {
     uint64_t lost;  /* lines, because nobody read them */
 } logger = {.level = LEVEL_INFO};
 
-/* Copies text for a terminal, or for a JSON string: no control character gets through, and into JSON only ASCII, since
- * text may have been cut within a character. */
+/* Copies text for a terminal or a JSON string: printable ASCII, since it may be hostile, or cut within a character. */
 static const char *escaped(char *out, size_t size, const char *text, bool json) {
     size_t n = 0;
-    for (const unsigned char *c = (const unsigned char *)text; *c && n + 3 < size; c++) {
-        if (json && (*c == '"' || *c == '\\')) out[n++] = '\\';
-        out[n++] = *c < ' ' || *c == 0x7f || (json && *c > 0x7f) ? '?' : (char)*c;
+    for (; *text && n + 3 < size; text++) {
+        if (json && (*text == '"' || *text == '\\')) out[n++] = '\\';
+        out[n++] = *text < ' ' || *text > '~' ? '?' : *text;
     }
     out[n] = 0;
     return out;
 }
 
+/* What the command line or the host got wrong: one sentence, and exit code 1. */
+__attribute__((format(printf, 1, 2), noreturn)) static void die(const char *format, ...) {
+    char text[512], safe[512];
+    va_list args;
+    va_start(args, format);
+    (void)vsnprintf(text, sizeof(text), format, args);
+    va_end(args);
+    fprintf(stderr, PROVIDER_NAME ": %s\n", escaped(safe, sizeof(safe), text, false));
+    exit(1);
+}
+
 /* What a line can be about, and which of its lines came lately: where one would repeat thousands of times, the first few
  * are written, the rest is counted, and the count is written when GATE_MS are over. */
-enum { GATES = 13, GATE_LINES = 5, GATE_MS = 5000 };
+enum { GATES = 8, GATE_LINES = 5, GATE_MS = 5000 };
 
 struct topic {
     const char *kind;      /* "link", "lattice", "provider" */
@@ -355,10 +346,13 @@ static void topic_tick(struct topic *topic) {
 
 __attribute__((format(printf, 3, 4))) static void say(struct topic *topic, enum level level, const char *format, ...) {
     char words[1024];
-    struct gate *g = &topic->gates[((uintptr_t)format >> 3) % GATES];
+    struct gate *g = topic->gates, *idle = g + GATES - 1; /* if none is idle, the last one is shared */
     va_list args;
     if (level > logger.level) return;
-    if (g->format != format || (now >= g->until && !g->held)) *g = (struct gate){.format = format, .until = now + GATE_MS};
+    for (; g < topic->gates + GATES && g->format != format; g++)
+        if (now >= g->until && !g->held) idle = g;
+    if (g == topic->gates + GATES) g = idle;
+    if (now >= g->until && !g->held) *g = (struct gate){.format = format, .until = now + GATE_MS};
     va_start(args, format);
     (void)vsnprintf(words, sizeof(words), format, args);
     va_end(args);
@@ -493,8 +487,7 @@ static size_t write_message(uint8_t *out, const struct message *m) {
     return m->has_reply ? n + write_bytes(out + n, m->reply_to) : n;
 }
 
-/* The result of handle-message, result<_, string>, in any number of pieces: read byte by byte, so that nothing of it is
- * kept but the beginning of the words. Made by = {0}. */
+/* The result of handle-message, result<_, string>, in any number of pieces: nothing is kept but the beginning of words. */
 struct result {
     enum { AT_TAG, AT_LENGTH, AT_WORDS, AT_END } at;
     uint8_t shift, kept;  /* of the next byte of the length; bytes of words */
@@ -680,15 +673,14 @@ static json_t *secret_text(const json_t *secret) {
 /*
  * ---- 5 connections ---------------------------------------------------------------------------------------------------
  *
- * One connection to a NATS server: the lattice's, or a link's. nats.c does the protocol; we own the socket's place in
- * the loop, and the reconnecting. nats.c's own reconnect is off, because with an event loop it is unsafe (its parser is
- * not reset) and it holds the connection's lock while it resolves and connects. So every attempt, first or later, makes
- * a new natsConnection on a thread of its own, and hands it to the loop when it is up:
+ * One connection to a NATS server: the lattice's, or a link's. nats.c does the protocol; the loop and the reconnecting are
+ * ours. nats.c's own reconnect is off: with an event loop it is unsafe (its parser is not reset), and it holds a lock while
+ * it resolves and connects. So every attempt makes a new natsConnection on a thread of its own, for the loop to take over:
  *
  *     OFF ─▶ CONNECTING ─▶ UP ─▶ WAITING ─▶ CONNECTING …      with a pause that doubles, and jitter
  *
- * A connecting thread may touch: nats.c, the constant part of its connection, and the four fields under "the attempt's",
- * which the loop leaves alone until the thread has reported. Nothing else.
+ * A connecting thread may touch nats.c, the constant part of its connection, and the fields under "the attempt's", which
+ * the loop leaves alone until the thread has reported. Nothing else.
  *
  * In:  settings. Out: on_up, on_message, on_down, called in the loop; and post(). Touches: connections.
  */
@@ -710,7 +702,6 @@ struct conn {
     /* the attempt's */
     natsConnection *nc;
     natsSock fd;
-    size_t server;         /* the one of cluster_uris to try first */
     char failure[320];     /* why it did not succeed */
 
     /* written by nats.c's callbacks on any thread */
@@ -754,9 +745,9 @@ static void wake_loop(void) {
     if (write(net.wake_fd, &one, sizeof(one)) < 0) return; /* EAGAIN: it is awake already */
 }
 
-static const char *setting(const struct conn *c, const char *key) {
-    return json_string_value(json_object_get(c->settings, key));
-}
+static const char *get(const json_t *settings, const char *key) { return json_string_value(json_object_get(settings, key)); }
+
+static bool is_true(const json_t *settings, const char *key) { return get(settings, key) && strcasecmp(get(settings, key), "true") == 0; }
 
 /* Number `n` of a list with commas, trimmed. Returns false behind the end; empty entries are skipped. */
 static bool list_item(const char *list, size_t n, struct span *item) {
@@ -769,12 +760,6 @@ static bool list_item(const char *list, size_t n, struct span *item) {
         if (item->len && n-- == 0) return true;
     }
     return false;
-}
-
-static size_t list_count(const char *list) {
-    size_t n = 0;
-    for (struct span item; list_item(list, n, &item);) n++;
-    return n;
 }
 
 /* The host and port of a URL: what stands behind the scheme and the password. */
@@ -822,46 +807,35 @@ static void on_server_error(natsConnection *nc, natsSubscription *sub, natsStatu
 /* nats.c frees what these two return, so they return copies. */
 static natsStatus on_jwt_wanted(char **jwt, char **error, void *user) {
     (void)error;
-    *jwt = strdup(setting(user, "client_jwt"));
+    *jwt = strdup(get(((struct conn *)user)->settings, "client_jwt"));
     return *jwt ? NATS_OK : NATS_NO_MEMORY;
 }
 
 static natsStatus on_signature_wanted(char **error, unsigned char **signature, int *len, const char *nonce, void *user) {
     (void)error;
-    return nats_Sign(setting(user, "client_seed"), nonce, signature, len);
+    return nats_Sign(get(((struct conn *)user)->settings, "client_seed"), nonce, signature, len);
 }
 
-static bool truth(const char *text) {
-    return text && (strcasecmp(text, "true") == 0 || strcasecmp(text, "yes") == 0 || strcmp(text, "1") == 0);
-}
-
-/* Certificates and keys. TLS itself is decided by the URL, by tls_first, or by the server, which says that it needs it. */
-static natsStatus set_tls_options(struct conn *c, natsOptions *opts, const char *url) {
-    const char *ca = setting(c, "tls_ca"), *ca_file = setting(c, "tls_ca_file"), *cert = setting(c, "tls_cert");
-    bool first = truth(setting(c, "tls_first"));
-    natsStatus s = NATS_OK;
-    if (first || strncasecmp(url, "tls://", 6) == 0) s = natsOptions_SetSecure(opts, true);
-    if (s == NATS_OK && first) s = natsOptions_TLSHandshakeFirst(opts);
-    if (s == NATS_OK && ca) s = natsOptions_SetCATrustedCertificates(opts, ca);
-    else if (s == NATS_OK && ca_file) s = natsOptions_LoadCATrustedCertificates(opts, ca_file);
-    if (s == NATS_OK && cert) s = natsOptions_SetCertificatesChain(opts, cert, setting(c, "tls_key"));
-    return s;
+/* TLS is decided by the URL, by tls_first, or by the server, which says that it needs it. NATS_OK is 0: a ?: b is b if a succeeded. */
+static natsStatus set_tls_options(const json_t *s, natsOptions *opts, const char *url) {
+    const char *ca = get(s, "tls_ca"), *ca_file = get(s, "tls_ca_file"), *cert = get(s, "tls_cert");
+    bool first = is_true(s, "tls_first"), secure = first || strncasecmp(url, "tls://", 6) == 0;
+    return (secure ? natsOptions_SetSecure(opts, true) : NATS_OK)
+        ?: (first ? natsOptions_TLSHandshakeFirst(opts) : NATS_OK)
+        ?: (ca ? natsOptions_SetCATrustedCertificates(opts, ca) : ca_file ? natsOptions_LoadCATrustedCertificates(opts, ca_file) : NATS_OK)
+        ?: (cert ? natsOptions_SetCertificatesChain(opts, cert, get(s, "tls_key")) : NATS_OK);
 }
 
 static natsStatus set_options(struct conn *c, natsOptions *opts, const char *url) {
-    natsStatus s = natsOptions_SetURL(opts, url);
-    if (s == NATS_OK) s = natsOptions_SetName(opts, PROVIDER_NAME);
-    if (s == NATS_OK) s = natsOptions_SetEventLoop(opts, c, on_attach, on_read_wanted, on_write_wanted, on_detach);
-    if (s == NATS_OK) s = natsOptions_SetAllowReconnect(opts, false);
-    if (s == NATS_OK) s = natsOptions_SetIgnoreDiscoveredServers(opts, true);
-    if (s == NATS_OK) s = natsOptions_SetTimeout(opts, CONNECT_TIMEOUT_MS);
-    if (s == NATS_OK) s = natsOptions_SetPingInterval(opts, 0); /* conn_check_life() asks instead */
-    if (s == NATS_OK) s = natsOptions_SetSendAsap(opts, true);
-    if (s == NATS_OK) s = natsOptions_SetIOBufSize(opts, IO_BUFFER);
-    if (s == NATS_OK) s = natsOptions_SetErrorHandler(opts, on_server_error, c);
-    if (s == NATS_OK && setting(c, "client_jwt"))
-        s = natsOptions_SetUserCredentialsCallbacks(opts, on_jwt_wanted, c, on_signature_wanted, c);
-    return s == NATS_OK ? set_tls_options(c, opts, url) : s;
+    return natsOptions_SetURL(opts, url) ?: natsOptions_SetName(opts, PROVIDER_NAME)
+        ?: natsOptions_SetEventLoop(opts, c, on_attach, on_read_wanted, on_write_wanted, on_detach)
+        ?: natsOptions_SetAllowReconnect(opts, false) ?: natsOptions_SetIgnoreDiscoveredServers(opts, true)
+        ?: natsOptions_SetTimeout(opts, CONNECT_TIMEOUT_MS)
+        ?: natsOptions_SetPingInterval(opts, 0) /* conn_check_life() asks instead */
+        ?: natsOptions_SetSendAsap(opts, true) ?: natsOptions_SetIOBufSize(opts, IO_BUFFER)
+        ?: natsOptions_SetErrorHandler(opts, on_server_error, c)
+        ?: (get(c->settings, "client_jwt") ? natsOptions_SetUserCredentialsCallbacks(opts, on_jwt_wanted, c, on_signature_wanted, c) : NATS_OK)
+        ?: set_tls_options(c->settings, opts, url);
 }
 
 /* One attempt at one server. On failure says why, behind what c->failure says already. */
@@ -870,9 +844,7 @@ static bool connect_to(struct conn *c, struct span server) {
     natsOptions *opts = NULL;
     struct span address = url_address(server);
     (void)snprintf(url, sizeof(url), "%.*s", (int)server.len, server.at);
-    natsStatus s = natsOptions_Create(&opts);
-    if (s == NATS_OK) s = set_options(c, opts, url);
-    if (s == NATS_OK) s = natsConnection_Connect(&c->nc, opts);
+    natsStatus s = natsOptions_Create(&opts) ?: set_options(c, opts, url) ?: natsConnection_Connect(&c->nc, opts);
     natsOptions_Destroy(opts);
     sodium_memzero(url, sizeof(url)); /* it may hold a password */
     if (s == NATS_OK) return true;
@@ -886,35 +858,26 @@ static bool connect_to(struct conn *c, struct span server) {
     return false;
 }
 
-/* The connecting thread: each server in turn, beginning where the last attempt got on. */
+/* The connecting thread: each server in turn. */
 static void *connect_thread(void *arg) {
     struct conn *c = arg;
-    const char *servers = setting(c, "cluster_uris");
-    size_t count = list_count(servers);
-    enum report report = REPORT_FAILED;
+    const char *servers = get(c->settings, "cluster_uris");
     struct span server;
+    bool up = false;
     c->failure[0] = 0;
-    for (size_t i = 0; i < count && report == REPORT_FAILED; i++) {
-        if (!list_item(servers, c->server, &server)) break;
-        if (connect_to(c, server)) report = REPORT_UP;
-        else c->server = (c->server + 1) % count;
-    }
+    for (size_t n = 0; !up && list_item(servers, n, &server); n++) up = connect_to(c, server);
     nats_ReleaseThreadMemory();
-    atomic_store(&c->report, (int)report);
+    atomic_store(&c->report, up ? REPORT_UP : REPORT_FAILED);
     wake_loop();
     return NULL;
 }
 
-/* Between half of the pause and all of it, so that a thousand gateways do not come back at the same moment. */
-static uint64_t retry_pause(unsigned failures) {
-    uint64_t pause = failures < 10 ? (uint64_t)RETRY_MIN_MS << failures : RETRY_MAX_MS;
-    pause = MIN(pause, RETRY_MAX_MS);
-    return pause / 2 + randombytes_uniform((uint32_t)(pause / 2 + 1));
-}
-
+/* The next attempt comes after between half of the pause and all of it, so that 10,000 gateways do not come back at once. */
 static void conn_wait(struct conn *c) {
+    uint32_t pause = MIN((uint32_t)RETRY_MIN_MS << MIN(c->failures, 10), (uint32_t)RETRY_MAX_MS);
+    c->failures++;
     c->state = CONN_WAITING;
-    c->due_ms = now + retry_pause(c->failures++);
+    c->due_ms = now + pause / 2 + randombytes_uniform(pause / 2 + 1);
 }
 
 static void conn_connect(struct conn *c) {
@@ -944,11 +907,10 @@ static size_t inbox_make(char out[INBOX_MAX], const char *prefix) {
 
 /* Begins to connect, for good. The caller has set what is constant; settings now belong to the connection. */
 static void conn_start(struct conn *c) {
-    const char *prefix = setting(c, "custom_inbox_prefix"), *ping = setting(c, "ping_interval_sec");
+    const char *prefix = get(c->settings, "custom_inbox_prefix"), *ping = get(c->settings, "ping_interval_sec");
     c->inbox_len = inbox_make(c->inbox, prefix ? prefix : "_INBOX");
     c->ping_ms = ping ? strtoull(ping, NULL, 10) * 1000 : PING_INTERVAL_S_DEFAULT * 1000;
     c->failures = 0;
-    c->server = 0;
     conn_connect(c);
 }
 
@@ -975,8 +937,7 @@ static void conn_unsubscribe(struct conn *c, bool all) {
     }
 }
 
-/* Closes the natsConnection without waiting: nats.c would flush for up to 500 ms if bytes were pending, so the socket is
- * shut down and nats.c finds that out by itself first. */
+/* Closes without waiting: nats.c would flush for up to 500 ms, so the socket is shut down, and it finds that out first. */
 static void conn_close(struct conn *c) {
     (void)shutdown(c->fd, SHUT_RDWR);
     if (natsConnection_Buffered(c->nc) > 0) natsConnection_ProcessWriteEvent(c->nc);
@@ -988,7 +949,23 @@ static void conn_close(struct conn *c) {
     net.up--;
 }
 
+static bool conn_subscribe(struct conn *c, const char *subject, const char *queue) {
+    for (size_t i = 0; i < COUNT_OF(net.subs); i++) {
+        if (net.subs[i].of) continue;
+        natsStatus s = queue ? natsConnection_QueueSubscribeSync(&net.subs[i].sub, c->nc, subject, queue)
+                             : natsConnection_SubscribeSync(&net.subs[i].sub, c->nc, subject);
+        if (s != NATS_OK) {
+            say(&c->topic, LEVEL_ERROR, "cannot subscribe to %s: %s", subject, natsStatus_GetText(s));
+            return false;
+        }
+        net.subs[i].of = c;
+        return true;
+    }
+    return false;
+}
+
 static void conn_came_up(struct conn *c) {
+    char inbox[INBOX_MAX + 2];
     c->state = CONN_UP;
     memset(&c->io, 0, sizeof(c->io));
     c->io.up_ms = c->io.heard_ms = now;
@@ -1001,6 +978,8 @@ static void conn_came_up(struct conn *c) {
     struct span server = url_address(span_of(url));
     say(&c->topic, LEVEL_INFO, "connected to %.*s", (int)server.len, server.at);
     sodium_memzero(url, sizeof(url)); /* it may hold a password */
+    (void)snprintf(inbox, sizeof(inbox), "%s>", c->inbox);
+    (void)conn_subscribe(c, inbox, NULL);
     c->on_up(c);
 }
 
@@ -1013,14 +992,6 @@ static void conn_went_down(struct conn *c) {
     say(&c->topic, LEVEL_WARN, "connection lost: %s", c->trouble);
     conn_wait(c);
     if (c->on_down) c->on_down(c, c->trouble);
-}
-
-/* Ends a connection for good. Not while CONNECTING: then the thread must report first. */
-static void conn_end(struct conn *c) {
-    if (c->state == CONN_UP) conn_close(c);
-    c->state = CONN_OFF;
-    json_decref(c->settings);
-    c->settings = NULL;
 }
 
 /* Writes what waits, as much as the socket takes. Asks the flag first: with nothing to write, nats.c would send 0 bytes
@@ -1071,8 +1042,7 @@ static bool conn_has_room(struct conn *c, size_t bytes) {
     return true;
 }
 
-/* Gives a message to nats.c, which writes it when the loop says so. Subjects were checked. `reply` and `headers` (ended by
- * a key of NULL) may be NULL. */
+/* Gives a message to nats.c, which writes it when the loop says so. Subjects were checked; reply and headers may be NULL. */
 static enum posted post(struct conn *c, const char *subject, const char *reply, const struct header *headers,
                         const void *data, size_t len) {
     if (c->state != CONN_UP || c->io.broken || atomic_load(&c->closed)) return POST_DOWN;
@@ -1099,39 +1069,12 @@ static uint64_t conn_written(const struct conn *c) {
     return buffered <= 0 ? c->io.queued : c->io.queued - MIN(c->io.queued, (uint64_t)buffered);
 }
 
-static bool conn_subscribe(struct conn *c, const char *subject, const char *queue) {
-    for (size_t i = 0; i < COUNT_OF(net.subs); i++) {
-        if (net.subs[i].of) continue;
-        natsStatus s = queue ? natsConnection_QueueSubscribeSync(&net.subs[i].sub, c->nc, subject, queue)
-                             : natsConnection_SubscribeSync(&net.subs[i].sub, c->nc, subject);
-        if (s != NATS_OK) {
-            say(&c->topic, LEVEL_ERROR, "cannot subscribe to %s: %s", subject, natsStatus_GetText(s));
-            return false;
-        }
-        net.subs[i].of = c;
-        return true;
-    }
-    return false;
-}
-
-static void conn_subscribe_inbox(struct conn *c) {
-    char all[INBOX_MAX + 2];
-    (void)snprintf(all, sizeof(all), "%s>", c->inbox);
-    (void)conn_subscribe(c, all, NULL);
-}
-
 /* Sends a message to ourselves: when it has come back (c->io.echoed), the server has read all that was written before. */
 static void conn_ask_echo(struct conn *c) {
     char subject[INBOX_MAX + 8];
     (void)snprintf(subject, sizeof(subject), "%secho", c->inbox);
     c->io.echoed = false;
     (void)post(c, subject, NULL, NULL, NULL, 0);
-}
-
-static void conn_read(struct conn *c) {
-    c->io.heard_ms = now;
-    natsConnection_ProcessReadEvent(c->nc);
-    c->io.more = !atomic_load(&c->closed) && tls_has_input(c->fd);
 }
 
 /* After ping_ms of silence asks for a sign of life, by a message to ourselves; after twice that gives the connection up.
@@ -1171,12 +1114,10 @@ static void conn_step(struct conn *c) {
 /*
  * ---- 6 links ---------------------------------------------------------------------------------------------------------
  *
- * A link joins one component to this provider under a name. If the provider is its *source*, the component's
- * handle-message is called for each message of the link's subscriptions: a handler link. If the provider is its
- * *target*, the component publishes and requests: a consumer link.
- *
- * What a link asks for stands in its own configuration and secrets; what it leaves out stands in the provider's. The
- * merged settings are what a connection is made of, so a change is noticed by comparing them.
+ * A link joins one component to this provider under a name. If the provider is its *source*, the component's handle-message
+ * is called for each message of its subscriptions: a handler link. If the provider is its *target*, the component publishes
+ * and requests: a consumer link. What it leaves out in its configuration and secrets stands in the provider's. The merged
+ * settings are what a connection is made of, so a change is noticed by comparing them.
  *
  * In:  JSON of the host. Out: a table of links, found by identity or by component and name. Touches: the table.
  */
@@ -1184,22 +1125,20 @@ enum { ID_MAX = 128, LINK_SLOTS = LINKS_MAX + LINKS_LEAVING_MAX };
 
 struct link {
     struct conn conn;          /* first, so that a connection's callbacks find their link */
-    bool used;
+    bool used, is_handler;
     bool leaving, replaced;    /* leaving: deleted or replaced, until its calls have ended */
-    bool is_handler;
     char component[ID_MAX], name[ID_MAX];
     json_t *definition;        /* normalised, see read_definition() */
     char wrong[256];           /* why it cannot be served as it is, or "" */
     uint64_t leave_by_ms;
 
     char subject[3 * ID_MAX];  /* handler links: where the component's host listens for our calls */
-    unsigned max_in_flight;
-    uint64_t handler_timeout_ms;
+    uint64_t max_in_flight, handler_timeout_ms;
 
     /* kept by the rooms of calls */
     unsigned calls;            /* slots it holds */
     unsigned with_component;   /* of them, messages that the component has */
-    unsigned out;              /* of them, publishes whose bytes the kernel has not taken yet */
+    unsigned unsettled;        /* of them, CALL_OUT and CALL_HELD: writing may bring them on */
     struct record *backlog, *backlog_last;  /* messages that the component cannot have yet, oldest first */
     unsigned waiting;          /* how many those are */
     size_t held;               /* bytes of records: backlog, and parameters of its calls */
@@ -1260,10 +1199,6 @@ static json_t *merge_settings(const json_t *definition, bool is_handler) {
     return settings;
 }
 
-static const char *get(const json_t *settings, const char *key) { return json_string_value(json_object_get(settings, key)); }
-
-static bool has_one_of(const json_t *settings, const char *a, const char *b) { return !get(settings, a) != !get(settings, b); }
-
 static bool has_pem(const json_t *settings, const char *key) { return !get(settings, key) || strstr(get(settings, key), "-----BEGIN "); }
 
 /* A whole number from `low` to `high`, or the default where the key is missing. */
@@ -1280,21 +1215,21 @@ static bool number_in(const json_t *settings, const char *key, uint64_t low, uin
 /* One of cluster_uris: nats:// or tls://, or no scheme; and nothing in it that could end a line or a JSON string, since
  * nats.c writes user and password into its CONNECT as they are. */
 static bool is_server(struct span url) {
-    const char *scheme = memmem(url.at, url.len, "://", 3);
+    struct span address = url_address(url);
+    const char *scheme = memmem(url.at, url.len, "://", 3), *port = memrchr(address.at, ':', address.len);
+    size_t n = scheme ? (size_t)(scheme - url.at) : 0;
     for (size_t i = 0; i < url.len; i++)
         if ((unsigned char)url.at[i] <= ' ' || url.at[i] == '"' || url.at[i] == '\\') return false;
-    struct span address = url_address(url);
-    const char *port = memrchr(address.at, ':', address.len);
-    if (url.len > 1000 || address.len == 0 || (port && address.at[address.len - 1] != ']' && strtoul(port + 1, NULL, 10) > 65535)) return false;
-    return !scheme || (scheme - url.at == 4 && strncasecmp(url.at, "nats", 4) == 0) ||
-           (scheme - url.at == 3 && strncasecmp(url.at, "tls", 3) == 0);
+    if (url.len > 1000 || address.len == 0 || (n != 4 && n != 3 && n != 0)) return false;
+    if (port && address.at[address.len - 1] != ']' && strtoul(port + 1, NULL, 10) > 65535) return false;
+    return n == 0 || strncasecmp(url.at, n == 4 ? "nats" : "tls", n) == 0;
 }
 
 static bool are_servers(const char *list) {
-    struct span server;
-    for (size_t n = 0; list_item(list, n, &server); n++)
+    size_t n = 0;
+    for (struct span server; list_item(list, n, &server); n++)
         if (!is_server(server)) return false;
-    return list_count(list) > 0;
+    return n > 0;
 }
 
 /* One of subscriptions, "subject" or "subject|queue". Returns false if it is neither. */
@@ -1318,11 +1253,11 @@ static const char *wrong_settings(const json_t *s) {
     size_t count;
     const char *prefix = get(s, "custom_inbox_prefix");
     if (!are_servers(get(s, "cluster_uris"))) return "cluster_uris is no list of nats:// or tls:// URLs";
-    if (has_one_of(s, "client_jwt", "client_seed")) return "client_jwt and client_seed belong together: give both or neither";
+    if (!get(s, "client_jwt") != !get(s, "client_seed")) return "client_jwt and client_seed belong together: give both or neither";
     if (get(s, "client_seed") && !is_user_seed(get(s, "client_seed"))) return "client_seed is no seed of a user (SU…)";
     if (get(s, "client_jwt") && strpbrk(get(s, "client_jwt"), "\"\\\r\n ")) return "client_jwt is no JWT";
     if (!has_pem(s, "tls_ca") || !has_pem(s, "tls_cert") || !has_pem(s, "tls_key")) return "tls_ca, tls_cert or tls_key is no PEM text";
-    if (has_one_of(s, "tls_cert", "tls_key")) return "tls_cert and tls_key belong together: give both or neither";
+    if (!get(s, "tls_cert") != !get(s, "tls_key")) return "tls_cert and tls_key belong together: give both or neither";
     if (prefix && (strlen(prefix) > ID_MAX || !is_subject(span_of(prefix), false))) return "custom_inbox_prefix is no subject";
     if (!number_in(s, "ping_interval_sec", 1, 86400, 1, &n)) return "ping_interval_sec is no number from 1 to 86400";
     if (!number_in(s, "max_in_flight", 1, CALLS_MAX / 2, 1, &n)) return "max_in_flight is no number from 1 to half of CALLS_MAX";
@@ -1395,7 +1330,6 @@ static struct link *free_slot(void) {
 
 /* Fills a free slot; `definition` and `settings` now belong to it. */
 static void link_fill(struct link *l, json_t *definition, json_t *settings, bool is_handler) {
-    uint64_t max = MAX_IN_FLIGHT_DEFAULT, timeout = HANDLER_TIMEOUT_MS_DEFAULT;
     size_t count, sum = 0;
     *l = (struct link){.used = true, .is_handler = is_handler, .definition = definition};
     l->conn.settings = settings;
@@ -1411,10 +1345,8 @@ static void link_fill(struct link *l, json_t *definition, json_t *settings, bool
     EACH_LINK(other) if (!other->leaving && are_subscriptions(get(other->conn.settings, "subscriptions"), &count)) sum += count;
     if (!wrong && sum > SUBSCRIPTIONS_MAX) wrong = "all links together ask for more than SUBSCRIPTIONS_MAX subscriptions";
     (void)snprintf(l->wrong, sizeof(l->wrong), "%s", wrong ? wrong : "");
-    (void)number_in(settings, "max_in_flight", 1, CALLS_MAX / 2, max, &max);
-    (void)number_in(settings, "handler_timeout_ms", 1, 86400000, timeout, &timeout);
-    l->max_in_flight = (unsigned)max;
-    l->handler_timeout_ms = timeout;
+    (void)number_in(settings, "max_in_flight", 1, CALLS_MAX / 2, MAX_IN_FLIGHT_DEFAULT, &l->max_in_flight);
+    (void)number_in(settings, "handler_timeout_ms", 1, 86400000, HANDLER_TIMEOUT_MS_DEFAULT, &l->handler_timeout_ms);
 }
 
 /*
@@ -1439,6 +1371,7 @@ static struct conn lattice;   /* the connection to the hosts */
 enum call_kind {
     CALL_FREE,
     CALL_PARAMS,   /* from a component: more parameters are to come */
+    CALL_HELD,     /* from a component: the write buffer of its link is full */
     CALL_OUT,      /* publish: the kernel has not taken the bytes yet */
     CALL_REQUEST,  /* request: no reply yet */
     CALL_HANDLER,  /* to a component: no result yet */
@@ -1454,7 +1387,7 @@ struct call {
     uint64_t deadline_ms;
     uint64_t out_at;       /* CALL_OUT: done when the connection has written this many bytes */
     size_t needs;          /* CALL_PARAMS: bytes to have before it is worth another try */
-    struct record *held;   /* CALL_PARAMS: all so far; CALL_HANDLER: what did not fit into the first piece; or NULL */
+    struct record *held;   /* CALL_PARAMS, CALL_HELD: all so far; CALL_HANDLER: what did not fit into the first piece; or NULL */
     char caller[INBOX_MAX];/* from a component: Rc */
     struct result result;  /* to a component */
 };
@@ -1543,12 +1476,7 @@ static struct call *call_take(struct link *l) {
     if (l->calls >= CALLS_MAX - calls.used) return NULL;
     struct call *c = calls.free ? calls.free : &calls.slots[calls.fresh++];
     if (calls.free) calls.free = c->next;
-    uint32_t generation = c->generation;
-    memset(c, 0, offsetof(struct call, caller));
-    c->result = (struct result){0};
-    c->generation = generation;
-    c->caller[0] = 0;
-    c->link = l;
+    *c = (struct call){.generation = c->generation, .link = l};
     calls.used++;
     l->calls++;
     return c;
@@ -1562,7 +1490,7 @@ static void call_until(struct call *c, enum call_kind kind, uint64_t deadline_ms
 
 static void call_free(struct call *c) {
     c->link->with_component -= c->kind == CALL_HANDLER;
-    c->link->out -= c->kind == CALL_OUT;
+    c->link->unsettled -= c->kind == CALL_OUT || c->kind == CALL_HELD;
     record_free(c->link, c->held);
     c->link->calls--;
     c->kind = CALL_FREE;
@@ -1572,15 +1500,11 @@ static void call_free(struct call *c) {
     calls.used--;
 }
 
-enum { TOKEN_LEN = 12 };
-static const char hex_digits[] = "0123456789abcdef";
-
 /* The inbox of a call: 4 digits of slot, 8 of generation. */
+enum { TOKEN_LEN = 12 };
+
 static void call_inbox(const struct call *c, const struct conn *on, char out[INBOX_MAX + TOKEN_LEN]) {
-    uint64_t token = (uint64_t)(c - calls.slots) << 32 | c->generation;
-    memcpy(out, on->inbox, on->inbox_len);
-    for (int i = 0; i < TOKEN_LEN; i++) out[on->inbox_len + (size_t)i] = hex_digits[token >> (4 * (TOKEN_LEN - 1 - i)) & 15];
-    out[on->inbox_len + TOKEN_LEN] = 0;
+    (void)snprintf(out, INBOX_MAX + TOKEN_LEN, "%s%04x%08x", on->inbox, (unsigned)(c - calls.slots), c->generation);
 }
 
 /* Whether a stranger's inbox can be answered: a subject, with room for what is put behind it. */
@@ -1590,18 +1514,13 @@ static bool is_inbox(const char *text) {
 
 /* The call whose inbox a subject is, and what stands behind it ("", ".results", …). NULL: no such call, or no more. */
 static struct call *call_of_subject(const struct conn *on, const char *subject, const char **suffix) {
-    const char *token = subject + on->inbox_len;
-    uint64_t value = 0;
-    *suffix = "";
-    for (int i = 0; i < TOKEN_LEN; i++) {
-        const char *digit = token[i] ? strchr(hex_digits, token[i]) : NULL;
-        if (!digit) return NULL;
-        value = value << 4 | (uint64_t)(digit - hex_digits);
-    }
-    *suffix = token + TOKEN_LEN;
-    if (value >> 32 >= CALLS_MAX) return NULL;
-    struct call *c = &calls.slots[value >> 32];
-    return c->kind != CALL_FREE && c->generation == (uint32_t)value ? c : NULL;
+    char token[TOKEN_LEN + 1] = "";
+    (void)snprintf(token, sizeof(token), "%s", subject + on->inbox_len);
+    bool valid = strspn(token, "0123456789abcdef") == TOKEN_LEN;
+    uint64_t value = strtoull(token, NULL, 16);
+    *suffix = valid ? subject + on->inbox_len + TOKEN_LEN : "";
+    struct call *c = &calls.slots[(value >> 32) % CALLS_MAX];
+    return valid && value >> 32 < CALLS_MAX && c->kind != CALL_FREE && c->generation == (uint32_t)value ? c : NULL;
 }
 
 /* Sends to an inbox of the other side. What cannot be sent is lost, as if the connection had broken a moment later. */
@@ -1623,15 +1542,13 @@ static void send_pieces(const char *inbox, const char *suffix, const uint8_t *da
     (void)send_to(inbox, suffix, NULL, NULL, 0);
 }
 
-/* Every call gets a handshake, even one that has failed already. If no more parameters are expected, it names an inbox
- * that nobody listens to: the caller's empty message then ends in the server and wakes nobody. */
+/* Every call gets a handshake, even a failed one. If no more parameters are to come, it names an inbox that nobody listens
+ * to: the caller's empty message then ends in the server and wakes nobody. */
 static void shake_hands(const char *caller, const struct call *more) {
     char inbox[INBOX_MAX + TOKEN_LEN];
     if (more) call_inbox(more, &lattice, inbox);
     (void)send_to(caller, "", more ? inbox : calls.nobody, NULL, 0);
 }
-
-static void answer(const char *caller, const uint8_t *result, size_t len) { send_pieces(caller, ".results", result, len); }
 
 /* An error result: words for the component. */
 __attribute__((format(printf, 2, 3))) static void answer_error(const char *caller, const char *format, ...) {
@@ -1642,7 +1559,7 @@ __attribute__((format(printf, 2, 3))) static void answer_error(const char *calle
     (void)vsnprintf(words, sizeof(words), format, args);
     va_end(args);
     for (struct span s = span_of(words); !is_utf8(s); s = span_of(words)) words[s.len - 1] = 0; /* cut within a character */
-    answer(caller, result, 1 + write_bytes(result + 1, span_of(words)));
+    send_pieces(caller, ".results", result, 1 + write_bytes(result + 1, span_of(words)));
 }
 
 /* A failed call, which traps the component: for hosts of 1.9 a result that ends before it began, for those of 1.0, which
@@ -1707,24 +1624,28 @@ static const char *wrong_message(const struct message *m) {
     return NULL;
 }
 
-/* Sends what a component wants sent, and leaves the slot in the state that awaits the outcome; or answers what was wrong. */
+/* Sends what a component wants sent, and leaves the slot in the state that awaits the outcome; or answers what was wrong.
+ * While the connection has no room, the call is held: settle() comes back to it. */
 static void serve(const struct incoming *in, struct call *c) {
     struct link *l = in->link;
     const char *wrong = wrong_message(&in->message);
-    if (!wrong) wrong = posted_words[pass_on(in, c)];
-    if (!*wrong) {
-        record_free(l, c->held);
-        c->held = NULL;
+    enum posted p = wrong ? POST_FAILED : pass_on(in, c);
+    l->unsettled -= c->kind == CALL_HELD;
+    c->kind = CALL_FREE;
+    if (p == POSTED) record_free(l, c->held), c->held = NULL;
+    if (p == POST_FULL && !c->held) c->held = record_make(l, in->trace, in->params, in->params_len, in->params_len);
+    if (p == POSTED && in->is_request) {
+        call_until(c, CALL_REQUEST, now + in->timeout_ms);
+    } else if (p == POSTED || (p == POST_FULL && c->held)) {
+        l->unsettled++;
         c->out_at = l->conn.io.queued;
-        l->out += !in->is_request;
-        if (in->is_request) call_until(c, CALL_REQUEST, now + in->timeout_ms);
-        else call_until(c, CALL_OUT, now + PUBLISH_TIMEOUT_MS);
-        return;
+        call_until(c, p == POSTED ? CALL_OUT : CALL_HELD, now + PUBLISH_TIMEOUT_MS);
+    } else {
+        answer_error(in->caller, "%s%s", error_prefix(in->is_request), wrong ? wrong : posted_words[p]);
+        say(&l->conn.topic, LEVEL_WARN, "a call of the component was refused: %s", wrong ? wrong : posted_words[p]);
+        l->failed++;
+        call_free(c);
     }
-    answer_error(in->caller, "%s%s", error_prefix(in->is_request), wrong);
-    say(&l->conn.topic, LEVEL_WARN, "a call of the component was refused: %s", wrong);
-    l->failed++;
-    call_free(c);
 }
 
 static void refuse(const char *caller, const char *component, const char *name, const char *why) {
@@ -1752,6 +1673,7 @@ static void on_call(natsMsg *msg, bool is_request) {
     if (!c || (d == NEEDS_MORE && !c->held)) {
         shake_hands(in.caller, NULL);
         answer_error(in.caller, "%stoo many calls in flight", error_prefix(is_request));
+        say(&in.link->conn.topic, LEVEL_WARN, "a call of the component was refused: too many are in flight, or too large");
         in.link->failed++;
         if (c) call_free(c);
         return;
@@ -1771,6 +1693,11 @@ static void fail(struct call *c, const char *why) {
     call_free(c);
 }
 
+static struct incoming incoming_of(struct call *c) {
+    return (struct incoming){.link = c->link, .caller = c->caller, .is_request = c->is_request, .trace = record_trace(c->held),
+                             .params = record_params(c->held), .params_len = c->held->len};
+}
+
 /* Another piece of parameters, on Rs.params. */
 static void on_params(struct call *c, natsMsg *msg) {
     size_t len = (size_t)natsMsg_GetDataLength(msg);
@@ -1778,8 +1705,7 @@ static void on_params(struct call *c, natsMsg *msg) {
     if (c->held->len + len > PARAMS_MAX) return fail(c, "its parameters are over the limit");
     if (!record_add(c->link, &c->held, natsMsg_GetData(msg), len)) return fail(c, "memory for its parameters is short");
     if (c->held->len < c->needs) return;
-    struct incoming in = {.link = c->link, .caller = c->caller, .is_request = c->is_request, .trace = record_trace(c->held),
-                          .params = record_params(c->held), .params_len = c->held->len};
+    struct incoming in = incoming_of(c);
     enum decoded d = read_incoming(&in, &c->needs);
     if (d == WHOLE) serve(&in, c);
     else if (d == MALFORMED) fail(c, "its parameters do not decode");
@@ -1805,21 +1731,28 @@ static void on_reply(struct call *c, natsMsg *msg) {
         l->failed++;
     } else {
         scratch[0] = 0;
-        answer(c->caller, scratch, 1 + write_message(scratch + 1, &m));
+        send_pieces(c->caller, ".results", scratch, 1 + write_message(scratch + 1, &m));
         l->requested++;
     }
     call_free(c);
 }
 
-/* Answers the publishes whose bytes the kernel has taken since. Called after writing. */
+/* Answers the publishes whose bytes the kernel has taken since, and tries again what was held. Called after writing. */
 static void settle(struct link *l) {
     static const uint8_t ok[] = {0};
     uint64_t written = l->conn.state == CONN_UP ? conn_written(&l->conn) : 0;
-    for (struct call *c = calls.slots; l->out > 0 && c < calls.slots + calls.fresh; c++) {
-        if (c->kind != CALL_OUT || c->link != l || c->out_at > written) continue;
-        answer(c->caller, ok, sizeof(ok));
-        l->published++;
-        call_free(c);
+    bool full = l->conn.io.blocked;
+    for (struct call *c = calls.slots; l->unsettled > 0 && c < calls.slots + calls.fresh; c++) {
+        if (c->link != l) continue;
+        if (c->kind == CALL_OUT && c->out_at <= written) {
+            send_pieces(c->caller, ".results", ok, sizeof(ok));
+            l->published++;
+            call_free(c);
+        } else if (c->kind == CALL_HELD && !full) {
+            struct incoming in = incoming_of(c);
+            if (read_incoming(&in, &c->needs) == WHOLE) serve(&in, c);
+            full = c->kind == CALL_HELD;
+        }
     }
 }
 
@@ -1838,7 +1771,7 @@ static void on_link_down(struct conn *conn, const char *why) {
     char words[256];
     for (size_t i = 0; i < calls.fresh; i++) {
         struct call *c = &calls.slots[i];
-        if (c->link != (struct link *)(void *)conn || (c->kind != CALL_OUT && c->kind != CALL_REQUEST)) continue;
+        if (c->link != (struct link *)(void *)conn || c->kind == CALL_FREE || c->kind == CALL_PARAMS || c->kind == CALL_HANDLER) continue;
         (void)snprintf(words, sizeof(words), "%sconnection lost: %s", error_prefix(c->is_request), why);
         give_up(c, words);
     }
@@ -1853,9 +1786,9 @@ static void on_link_down(struct conn *conn, const char *why) {
  *                                     └──▶ backlog ──▲       whenever a call ends
  *
  * A component has at most max_in_flight messages of a link at a time. When it has that many, the loop stops reading the
- * link's connection, so that a short burst waits in the kernel and in the server and costs no memory here; but only for
- * PAUSE_MS, and not again for PAUSE_EVERY_MS, since nats-server cuts a client that reads slowly. From then on what
- * arrives waits in the backlog, and what does not fit there is dropped, counted and logged.
+ * link's connection, so that a short burst waits in the kernel and in the server; but only for PAUSE_MS, and not again for
+ * PAUSE_EVERY_MS, since nats-server cuts a client that reads slowly. From then on what arrives waits in the backlog, and
+ * what does not fit there is dropped, counted and logged.
  *
  * In:  messages on a link's connection, answers on our lattice inbox. Out: calls on the lattice. Touches: slots, and the
  * links' backlogs, pauses and counts.
@@ -1951,15 +1884,14 @@ static void on_link_message(struct conn *conn, natsMsg *msg) {
 /* The outcome of a call to a component. `words`: what to log if it did not succeed. */
 static void handled(struct call *c, const char *format, const char *words) {
     struct link *l = c->link;
-    if (!format) l->handled++;
-    else l->failed++;
     if (format) say(&l->conn.topic, LEVEL_WARN, format, words);
+    *(format ? &l->failed : &l->handled) += 1;
     call_free(c);
     work_off(l);
 }
 
-/* The component's host is ready for the rest of the parameters. A host of 1.9 serves nobody else for this component until
- * it has them, so they go out at once; an empty message ends them, and is owed even to a handshake that comes too late. */
+/* The component's host awaits the rest of the parameters. A host of 1.9 serves nobody else for this component until it has
+ * them: they go out at once, and the empty message that ends them goes out even to a handshake that comes too late. */
 static void on_handshake(struct call *c, natsMsg *msg) {
     const char *rest = natsMsg_GetReply(msg);
     if (natsMsg_IsNoResponders(msg)) {
@@ -2006,8 +1938,7 @@ static void on_lattice_inbox(natsMsg *msg) {
     else if (to_component && strcmp(suffix, ".error") == 0) on_error(c, msg);
 }
 
-/* Ends the calls whose time is over. The next deadline is the earliest of those that were looked at, so this runs over
- * the slots only when something may be due. */
+/* Ends the calls whose time is over. Runs over the slots only when something may be due. */
 static void expire_calls(void) {
     char words[96];
     if (now < calls.next_deadline_ms) return;
@@ -2051,9 +1982,8 @@ static void on_link_up(struct conn *conn) {
     struct link *l = (struct link *)(void *)conn;
     struct span item, subject, queue;
     char s[SUBJECT_MAX + 1], q[SUBJECT_MAX + 1];
-    const char *list = setting(conn, "subscriptions");
+    const char *list = get(conn->settings, "subscriptions");
     if (l->leaving || stop.state != RUNNING) return;
-    conn_subscribe_inbox(conn);
     for (size_t n = 0; list && list_item(list, n, &item); n++) {
         if (!split_subscription(item, &subject, &queue)) continue;
         (void)snprintf(s, sizeof(s), "%.*s", (int)subject.len, subject.at);
@@ -2156,7 +2086,8 @@ static void link_step(struct link *l) {
         else give_up(c, "the link was deleted");
     }
     drop_backlog(l, "the link is gone");
-    conn_end(&l->conn);
+    if (l->conn.state == CONN_UP) conn_close(&l->conn);
+    json_decref(l->conn.settings);
     json_decref(l->definition);
     l->used = false;
 }
@@ -2243,7 +2174,6 @@ static void on_lattice_up(struct conn *conn) {
     char group[2 * ID_MAX + 2];
     static bool links_given;
     (void)snprintf(group, sizeof(group), "%s.%s", self.lattice, self.key);
-    conn_subscribe_inbox(conn);
     if (stop.state != RUNNING) return;
     for (enum subject_kind kind = SUB_KINDS; kind-- > SUB_PUBLISH;)
         if (*subjects[kind]) (void)conn_subscribe(conn, subjects[kind], kind <= SUB_REQUEST ? group : NULL);
@@ -2305,8 +2235,7 @@ static int sleep_ms(bool more_input) {
     return until > now ? (int)(until - now) : 0;
 }
 
-/* Sleeps, then reads from whatever has something to say. While the lattice's server reads slowly, links are not read: what
- * they bring would only wait in memory. */
+/* Sleeps, then reads. While the lattice's server reads slowly, links are not read: what they bring would only wait. */
 static void wait_and_read(void) {
     struct pollfd fds[LINK_SLOTS + 2] = {{.fd = net.wake_fd, .events = POLLIN}};
     struct conn *conns[LINK_SLOTS + 2] = {0};
@@ -2326,17 +2255,12 @@ static void wait_and_read(void) {
     if (fds[0].revents && read(net.wake_fd, &ignored, sizeof(ignored)) < 0 && errno != EAGAIN) die("eventfd: %s", strerror(errno));
     for (nfds_t i = 1; i < count; i++) {
         if (fds[i].revents & (POLLOUT | POLLERR | POLLHUP)) conns[i]->io.blocked = false;
-        if ((fds[i].revents & (POLLIN | POLLERR | POLLHUP)) || ((fds[i].events & POLLIN) && conns[i]->io.more)) conn_read(conns[i]);
+        if ((fds[i].revents & (POLLIN | POLLERR | POLLHUP)) || ((fds[i].events & POLLIN) && conns[i]->io.more)) {
+            conns[i]->io.heard_ms = now;
+            natsConnection_ProcessReadEvent(conns[i]->nc);
+            conns[i]->io.more = !atomic_load(&conns[i]->closed) && tls_has_input(conns[i]->fd);
+        }
     }
-}
-
-static void write_and_settle(void) {
-    EACH_LINK(l) {
-        if (l->waiting > 0) work_off(l);
-        conn_write(&l->conn);
-        if (l->out) settle(l);
-    }
-    conn_write(&lattice);
 }
 
 static void tick(void) {
@@ -2348,19 +2272,20 @@ static void tick(void) {
     EACH_LINK(l) topic_tick(&l->conn.topic);
 }
 
-static void check_signals(pid_t parent) {
-    if (signalled) stop_begin(signalled == SIGINT ? "SIGINT" : "SIGTERM");
-    else if (getppid() != parent) stop_begin("the process that started it has ended");
-}
-
 static void run(pid_t parent) {
     do {
         wait_and_read();
-        check_signals(parent);
+        if (signalled) stop_begin(signalled == SIGINT ? "SIGINT" : "SIGTERM");
+        if (getppid() != parent) stop_begin("the process that started it has ended");
         expire_calls();
         conn_step(&lattice);
-        EACH_LINK(l) link_step(l);
-        write_and_settle();
+        EACH_LINK(l) {
+            link_step(l);
+            work_off(l);
+            conn_write(&l->conn);
+            if (l->unsettled > 0) settle(l);
+        }
+        conn_write(&lattice);
         tick();
     } while (!stop_step());
 }
@@ -2383,10 +2308,8 @@ static const char help[] =
     "       " PROVIDER_NAME " --version     versions of the program and its libraries, and the memory it reserves\n"
     "       " PROVIDER_NAME " --help        this text\n"
     "\n"
-    "A wasmCloud capability provider for wasmcloud:messaging@0.2.0 over NATS: components publish and request, and their\n"
-    "handle-message is called for each message of a subscription. It takes no configuration of its own: links and the\n"
-    "provider's configuration come from the host. RUST_LOG (error, warn, info, debug) sets what it logs on standard error.\n"
-    "\n"
+    "A wasmCloud capability provider for wasmcloud:messaging@0.2.0 over NATS. Links and configuration come from the host;\n"
+    "RUST_LOG (error, warn, info, debug) sets what it logs on standard error.\n"
     "Exit codes: 0 stopped in order, 1 wrong host data or a check that failed, 2 wrong usage.\n";
 
 static void print_version(void) {
@@ -2440,8 +2363,7 @@ static void read_host(const json_t *host) {
     self.links = json_is_array(list) ? json_incref(list) : json_array();
 }
 
-/* The lattice's settings: its URL and user from the host data, and what a host cannot say from the provider's own
- * configuration and secrets, with "lattice_" before the key. */
+/* The lattice's settings: URL and user from the host data; the rest as lattice_… from the provider's own configuration. */
 static json_t *lattice_settings(const json_t *host) {
     static const char *const keys[] = {"tls_ca", "tls_ca_file", "tls_cert", "tls_key", "tls_first", "ping_interval_sec"};
     const char *url = host_text(host, "lattice_rpc_url"), *jwt = host_text(host, "lattice_rpc_user_jwt"), *seed = host_text(host, "lattice_rpc_user_seed");
@@ -2461,8 +2383,7 @@ static json_t *lattice_settings(const json_t *host) {
     return settings;
 }
 
-/* Reads to the end of a line, or of the file, into scratch. Returns the bytes without the line's end. A host closes the
- * pipe at once after the line, so no meaning is taken from that. */
+/* Reads into scratch, to the end of a line or of the file. Returns how many bytes stand before it. */
 static size_t read_input(int fd, bool line) {
     size_t have = 0;
     for (;;) {
@@ -2499,42 +2420,38 @@ static json_t *parse_input(size_t len, bool base64) {
     return json;
 }
 
-static void describe(const struct link *l) {
-    const json_t *s = l->conn.settings;
-    const char *uris = get(s, "cluster_uris"), *subscriptions = get(s, "subscriptions"), *ca_file = get(s, "tls_ca_file");
-    struct span item;
-    printf("link %s: %s\n", l->conn.topic.name, l->is_handler ? "calls the component's handle-message" : "serves the component's publish and request");
-    for (size_t n = 0; list_item(uris, n, &item); n++)
-        printf("    server        %.*s\n", (int)url_address(item).len, url_address(item).at);
-    printf("    credentials   %s\n", get(s, "client_jwt") ? "client_jwt and client_seed" : "none, or in the URL");
-    printf("    TLS           %s, trusting %s%s\n", truth(get(s, "tls_first")) ? "first of all" : "if the URL or the server asks for it",
-           get(s, "tls_ca") ? "tls_ca" : ca_file ? ca_file : "the system's CAs", get(s, "tls_cert") ? ", with tls_cert" : "");
-    for (size_t n = 0; subscriptions && list_item(subscriptions, n, &item); n++) printf("    subscription  %.*s\n", (int)item.len, item.at);
-    if (l->is_handler) printf("    in flight     %u, for %" PRIu64 " ms each\n", l->max_in_flight, l->handler_timeout_ms);
-    if (*l->wrong) die("link %s: %s", l->conn.topic.name, l->wrong);
-}
-
+/* Says what the provider would do with a link. */
 static void check_link(const json_t *json) {
     const char *why;
     bool is_handler;
-    json_t *definition = read_definition(json, &is_handler, &why);
     char label[300];
-    if (!definition) die("link %s: %s", link_label(json, label), why);
+    struct span item;
     struct link *l = free_slot();
+    json_t *definition = read_definition(json, &is_handler, &why);
+    if (!definition) die("link %s: %s", link_label(json, label), why);
     if (!l) die("more than LINKS_MAX (%d) links", LINKS_MAX);
     link_fill(l, definition, merge_settings(definition, is_handler), is_handler);
-    describe(l);
+    const json_t *s = l->conn.settings;
+    const char *uris = get(s, "cluster_uris"), *subscriptions = get(s, "subscriptions"), *ca_file = get(s, "tls_ca_file");
+    printf("link %s: %s\n", l->conn.topic.name, is_handler ? "calls the component's handle-message" : "serves the component's publish and request");
+    for (size_t n = 0; list_item(uris, n, &item); n++)
+        printf("    server        %.*s\n", (int)url_address(item).len, url_address(item).at);
+    printf("    credentials   %s\n", get(s, "client_jwt") ? "client_jwt and client_seed" : "none, or in the URL");
+    printf("    TLS           %s, trusting %s%s\n", is_true(s, "tls_first") ? "first of all" : "if the URL or the server asks for it",
+           get(s, "tls_ca") ? "tls_ca" : ca_file ? ca_file : "the system's CAs", get(s, "tls_cert") ? ", with tls_cert" : "");
+    for (size_t n = 0; subscriptions && list_item(subscriptions, n, &item); n++) printf("    subscription  %.*s\n", (int)item.len, item.at);
+    if (is_handler) printf("    in flight     %" PRIu64 ", for %" PRIu64 " ms each\n", l->max_in_flight, l->handler_timeout_ms);
+    if (*l->wrong) die("link %s: %s", l->conn.topic.name, l->wrong);
 }
 
 /* Which side of a lone link the provider is on: its interfaces tell. */
 static void guess_self(const json_t *link) {
     size_t i;
     const json_t *v;
-    const char *side = "target";
-    json_array_foreach(json_object_get(link, "interfaces"), i, v) {
-        if (json_is_string(v) && strcmp(json_string_value(v), "handler") == 0) side = "source_id";
-    }
-    (void)snprintf(self.key, ID_MAX, "%s", get(link, side) ? get(link, side) : "");
+    bool is_handler = false;
+    json_array_foreach(json_object_get(link, "interfaces"), i, v) is_handler |= json_is_string(v) && strcmp(json_string_value(v), "handler") == 0;
+    const char *key = get(link, is_handler ? "source_id" : "target");
+    (void)snprintf(self.key, ID_MAX, "%s", key ? key : "");
     (void)snprintf(self.lattice, ID_MAX, "default");
 }
 
