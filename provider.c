@@ -690,7 +690,7 @@ enum report { REPORT_NONE, REPORT_UP, REPORT_FAILED };
 struct conn {
     /* constant while the connection is not OFF */
     struct topic topic;    /* what its log lines are about */
-    json_t *settings;      /* key → string: cluster_uris, client_jwt, tls_ca, …; see setting_defaults */
+    json_t *settings;      /* key → string: cluster_uris, client_jwt, tls_ca, …; see setting_keys */
     void (*on_up)(struct conn *);
     void (*on_message)(struct conn *, natsMsg *);  /* does not keep the message */
     void (*on_down)(struct conn *, const char *why);  /* or NULL */
@@ -727,16 +727,12 @@ struct conn {
 static struct {
     int wake_fd;           /* an eventfd: other threads and signals wake the loop by writing to it */
     unsigned up;           /* connections that are up */
-    struct {
-        natsSubscription *sub;
-        const struct conn *of;
-    } subs[SUBSCRIPTIONS_MAX + 2 * (LINKS_MAX + LINKS_LEAVING_MAX) + 16]; /* and inboxes, and the lattice's own */
+    struct { natsSubscription *sub; const struct conn *of; } subs[SUBSCRIPTIONS_MAX + 2 * (LINKS_MAX + LINKS_LEAVING_MAX) + 16]; /* and inboxes, and the lattice's own */
 } net = {.wake_fd = -1};
 
-/* Exported by libnats from 3.10 to today's main, though not in nats.h. The filter is called for each message, status
- * lines included, on the thread that is in natsConnection_ProcessReadEvent: the loop; before any queue and outside the
- * connection's lock. Setting *msg to NULL takes the message over. natsMsg_free frees at once; natsMsg_Destroy would pass
- * each message to nats.c's garbage thread. */
+/* Exported by libnats from 3.10 to today's main, though not in nats.h. The filter is called for each message on the thread
+ * that is in natsConnection_ProcessReadEvent: the loop; before any queue, outside the connection's lock. Setting *msg to NULL
+ * takes the message over. natsMsg_free frees at once; natsMsg_Destroy would trouble nats.c's garbage thread. */
 void natsConn_setFilterWithClosure(natsConnection *nc, void (*filter)(natsConnection *, natsMsg **, void *), void *closure);
 void natsMsg_free(void *msg);
 
@@ -792,10 +788,7 @@ static natsStatus on_write_wanted(void *user, bool add) {
     return NATS_OK;
 }
 
-static natsStatus on_detach(void *user) {
-    (void)user;
-    return NATS_OK;
-}
+static natsStatus on_detach(void *user) { return (void)user, NATS_OK; }
 
 /* "-ERR" lines that do not end the connection, such as permissions violations. */
 static void on_server_error(natsConnection *nc, natsSubscription *sub, natsStatus err, void *user) {
@@ -1008,9 +1001,7 @@ static const char *const posted_words[] = {
     "maximum payload exceeded: the server takes no message of this size", "out of memory",
 };
 
-struct header {
-    const char *key, *value;  /* value NULL: left out */
-};
+struct header { const char *key, *value; };  /* value NULL: left out */
 enum { HEADERS_MAX = 4 };
 
 /* The size of a header block. protocol: NATS, ADR-4. */
@@ -1081,13 +1072,10 @@ static void conn_ask_echo(struct conn *c) {
  * Any byte counts, so a connection that is busy is never asked. */
 static void conn_check_life(struct conn *c) {
     uint64_t silent = now - MIN(now, c->io.heard_ms);
-    if (c->ping_ms == 0 || silent < c->ping_ms) return;
-    if (silent >= 2 * c->ping_ms) {
-        c->io.broken = "silent for two ping intervals, though it was asked for a sign of life";
-    } else if (c->io.asked_ms <= c->io.heard_ms) {
-        c->io.asked_ms = now;
-        conn_ask_echo(c);
-    }
+    if (silent >= 2 * c->ping_ms) c->io.broken = "silent for two ping intervals, though it was asked for a sign of life";
+    if (silent < c->ping_ms || c->io.asked_ms > c->io.heard_ms) return;
+    c->io.asked_ms = now;
+    conn_ask_echo(c);
 }
 
 /* One step of the state machine above; called on every turn of the loop. */
@@ -1158,15 +1146,10 @@ static struct {
     struct topic topic;        /* for log lines about no link in particular */
 } self = {.topic = {.kind = "provider"}};
 
-static bool is_token(const char *text) {
-    return text && strlen(text) < ID_MAX && is_subject(span_of(text), false) && !strpbrk(text, ".*>");
-}
+static bool is_token(const char *text) { return text && strlen(text) < ID_MAX && is_subject(span_of(text), false) && !strpbrk(text, ".*>"); }
 
 /* Which keys there are. Those for handler links only are not taken from the defaults by consumer links. */
-static const struct {
-    const char *key;
-    bool handler_only;
-} setting_keys[] = {
+static const struct { const char *key; bool handler_only; } setting_keys[] = {
     {"cluster_uris", false}, {"client_jwt", false}, {"client_seed", false}, {"tls_ca", false}, {"tls_ca_file", false},
     {"tls_cert", false}, {"tls_key", false}, {"tls_first", false}, {"ping_interval_sec", false},
     {"custom_inbox_prefix", false}, {"subscriptions", true}, {"consumers", true}, {"max_in_flight", true},
@@ -1277,12 +1260,9 @@ static json_t *read_definition(const json_t *link, bool *is_handler, const char 
     *is_handler = source && strcmp(source, self.key) == 0;
     *why = "neither its source_id nor its target is this provider";
     if (!*is_handler && (!target || strcmp(target, self.key) != 0)) return NULL;
-    *why = "its component is no name that fits into a subject";
-    if (!is_token(*is_handler ? target : source)) return NULL;
-    *why = "its name is too long";
-    if (name && strlen(name) >= ID_MAX) return NULL;
+    *why = "its component or its name does not fit into a subject";
+    if (!is_token(*is_handler ? target : source) || (name && strlen(name) >= ID_MAX)) return NULL;
     *why = "";
-
     json_t *id = json_object(), *secrets = NULL;
     json_t *config = json_object_get(link, *is_handler ? "source_config" : "target_config");
     const json_t *sealed = json_object_get(link, *is_handler ? "source_secrets" : "target_secrets");
@@ -1302,9 +1282,7 @@ static json_t *read_definition(const json_t *link, bool *is_handler, const char 
                      "secrets", secrets ? secrets : json_object());
 }
 
-static const char *link_id(const json_t *definition, const char *key) {
-    return json_string_value(json_object_get(json_object_get(definition, "id"), key));
-}
+static const char *link_id(const json_t *definition, const char *key) { return get(json_object_get(definition, "id"), key); }
 
 static struct link *link_with_id(const json_t *definition) {
     EACH_LINK(l) if (!l->leaving && json_equal(json_object_get(l->definition, "id"), json_object_get(definition, "id"))) return l;
@@ -1404,9 +1382,7 @@ static struct {
 /* Where parameters and results are put together. Nothing in it outlives one message. */
 static uint8_t scratch[PARAMS_MAX];
 
-struct trace {
-    const char *parent, *state;  /* W3C trace context headers, or NULL */
-};
+struct trace { const char *parent, *state; };  /* W3C trace context headers, or NULL */
 enum { TRACE_MAX = 512 };
 
 static struct trace trace_of(natsMsg *msg) {
@@ -1428,10 +1404,7 @@ static size_t records_held;  /* bytes of all records */
 
 static size_t record_size(const struct record *r) { return sizeof(*r) + r->parent + r->state + r->room + 16; } /* 16: its block */
 static uint8_t *record_params(struct record *r) { return (uint8_t *)r->bytes + r->parent + r->state; }
-
-static struct trace record_trace(const struct record *r) {
-    return (struct trace){r->parent ? r->bytes : NULL, r->state ? r->bytes + r->parent : NULL};
-}
+static struct trace record_trace(struct record *r) { return (struct trace){r->parent ? r->bytes : NULL, r->state ? r->bytes + r->parent : NULL}; }
 
 static void record_free(struct link *l, struct record *r) {
     if (!r) return;
@@ -1508,9 +1481,7 @@ static void call_inbox(const struct call *c, const struct conn *on, char out[INB
 }
 
 /* Whether a stranger's inbox can be answered: a subject, with room for what is put behind it. */
-static bool is_inbox(const char *text) {
-    return text && strlen(text) + TOKEN_LEN < INBOX_MAX && is_subject(span_of(text), false);
-}
+static bool is_inbox(const char *text) { return text && strlen(text) + TOKEN_LEN < INBOX_MAX && is_subject(span_of(text), false); }
 
 /* The call whose inbox a subject is, and what stands behind it ("", ".results", …). NULL: no such call, or no more. */
 static struct call *call_of_subject(const struct conn *on, const char *subject, const char **suffix) {
@@ -1578,8 +1549,7 @@ static void answer_failed(const char *caller, const char *words) {
  *
  * Words for errors are the reference provider's, because components may show them to people.
  *
- * In:  messages on the two functions' subjects, pieces of parameters, replies on a link's inbox. Out: messages on the
- * link's server, answers on the lattice. Touches: slots, and the links' lists of calls.
+ * In:  calls, their pieces, replies on a link's inbox. Out: messages on the link, answers on the lattice. Touches: slots.
  */
 
 /* A call while it is looked at: everything points into the message or into scratch. */
@@ -1790,12 +1760,9 @@ static void on_link_down(struct conn *conn, const char *why) {
  * PAUSE_EVERY_MS, since nats-server cuts a client that reads slowly. From then on what arrives waits in the backlog, and
  * what does not fit there is dropped, counted and logged.
  *
- * In:  messages on a link's connection, answers on our lattice inbox. Out: calls on the lattice. Touches: slots, and the
- * links' backlogs, pauses and counts.
+ * In:  messages of a link, answers on our lattice inbox. Out: calls on the lattice. Touches: slots, and links' backlogs.
  */
-static bool may_start(const struct link *l) {
-    return l->with_component < l->max_in_flight && lattice.state == CONN_UP && !lattice.io.broken;
-}
+static bool may_start(const struct link *l) { return l->with_component < l->max_in_flight && lattice.state == CONN_UP && !lattice.io.broken; }
 
 /* Calls the component with these parameters. POST_FULL: not now. protocol: a 1.9 host expects the
  * first message, headers included, within max_payload; what is left goes to Rs.params after the handshake. */
@@ -1966,8 +1933,7 @@ static void expire_calls(void) {
  * What the host says: host data once, on standard input; then link put and delete, config update, health and shutdown, as
  * JSON on the lattice. protocol: wasmCloud, crates/core, host.rs and rpc.rs; crates/provider-sdk, provider.rs.
  *
- * In:  messages on the control subjects. Out: links that start and leave, answers. Touches: the table of links, self,
- * the state of stopping.
+ * In:  messages on the control subjects. Out: links that start and leave, answers. Touches: links, self, stop.
  */
 enum stop_state { RUNNING, ENDING_CALLS, FLUSHING_LINKS, FLUSHING_LATTICE };
 
