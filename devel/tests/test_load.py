@@ -56,6 +56,22 @@ async def test_large_bodies(world, flow):
     assert code == 0 and report["done"] == 200, report
 
 
+async def blocks_taken(world, flow, calls):
+    """Blocks that were taken from the arena through so many calls, start and stop included: the provider's last line says it."""
+    provider = await start(world, flow)
+    await load(world, flow, calls=calls)
+    assert await provider.stop() == 0
+    return int(re.search(r"(\d+) blocks taken", provider.lines[-1]).group(1))
+
+
+@pytest.mark.parametrize("flow, most", [("publish", 7), ("request", 8), ("handle", 15)])
+async def test_allocations(worlds, server, flow, most):
+    """What nats.c takes from the arena for a call: a fixed number of blocks, in both directions. Our own code takes none."""
+    few, many = [await blocks_taken(await worlds(server), flow, calls) for calls in (1_000, 11_000)]
+    print(f"{flow}: {(many - few) / 10_000:.2f} blocks of the arena a call")
+    assert (many - few) / 10_000 < most + 0.1
+
+
 def dropped(provider):
     """Messages that the log says were dropped: the first few line by line, the rest as a count when some seconds are over."""
     told = [re.search(r"(?:(\d+) more lines like this.*: )?(\d+) messages? dropped", line) for line in provider.lines]
