@@ -638,6 +638,14 @@ class World:
         """A request from outside; gives the reply's body."""
         return bytes((await (nc or self.nc).request(subject, body, timeout=timeout)).data)
 
+    async def link_works(self, component):
+        """Waits until this component can publish over its link, whatever the other links do."""
+        component = await self.component(component, serve=False)
+
+        async def publishes():
+            return (await component.publish(self.s("check"))).ok
+        await until(publishes, f"{component.name} can publish")
+
     async def listen(self, subject, nc=None):
         """Subscribes somebody outside; next_msg(timeout) gives what comes."""
         nc = nc or self.nc
