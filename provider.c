@@ -939,6 +939,7 @@ static void conn_close(struct conn *c) {
     natsConnection_Destroy(c->nc);
     natsConnection_ProcessCloseEvent(&c->fd);
     c->nc = NULL;
+    c->state = CONN_OFF;
     net.up--;
 }
 
@@ -1174,7 +1175,9 @@ static json_t *merge_settings(const json_t *definition, bool is_handler) {
     for (size_t i = 0; i < COUNT_OF(setting_keys); i++) {
         if (setting_keys[i].handler_only && !is_handler) continue;
         json_t *value = find_setting(definition, setting_keys[i].key);
-        if (value && json_string_length(value) > 0) json_object_set(settings, setting_keys[i].key, value);
+        size_t len = json_string_length(value);
+        while (len > 0 && isspace((unsigned char)json_string_value(value)[len - 1])) len--; /* secrets often end with a newline */
+        if (len > 0) json_object_set_new(settings, setting_keys[i].key, json_stringn(json_string_value(value), len));
         json_decref(value);
     }
     if (!json_object_get(settings, "cluster_uris"))
