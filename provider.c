@@ -702,7 +702,7 @@ struct conn {
     /* the attempt's */
     natsConnection *nc;
     natsSock fd;
-    char failure[320];     /* why it did not succeed */
+    char outcome[320];     /* the server that it reached, or why it reached none */
 
     /* written by nats.c's callbacks on any thread */
     atomic_int report;
@@ -783,11 +783,7 @@ static natsStatus on_read_wanted(void *user, bool add) {
     return NATS_OK;
 }
 
-static natsStatus on_write_wanted(void *user, bool add) {
-    atomic_store(&((struct conn *)user)->wants_write, add);
-    return NATS_OK;
-}
-
+static natsStatus on_write_wanted(void *user, bool add) { return atomic_store(&((struct conn *)user)->wants_write, add), NATS_OK; }
 static natsStatus on_detach(void *user) { return (void)user, NATS_OK; }
 
 /* "-ERR" lines that do not end the connection, such as permissions violations. */
@@ -831,7 +827,7 @@ static natsStatus set_options(struct conn *c, natsOptions *opts, const char *url
         ?: set_tls_options(c->settings, opts, url);
 }
 
-/* One attempt at one server. On failure says why, behind what c->failure says already. */
+/* One attempt at one server. On failure says why, behind what c->outcome says already. */
 static bool connect_to(struct conn *c, struct span server) {
     char url[1024];
     natsOptions *opts = NULL;
@@ -840,12 +836,12 @@ static bool connect_to(struct conn *c, struct span server) {
     natsStatus s = natsOptions_Create(&opts) ?: set_options(c, opts, url) ?: natsConnection_Connect(&c->nc, opts);
     natsOptions_Destroy(opts);
     sodium_memzero(url, sizeof(url)); /* it may hold a password */
-    if (s == NATS_OK) return true;
+    if (s == NATS_OK) return snprintf(c->outcome, sizeof(c->outcome), "%.*s", (int)address.len, address.at) > 0;
     const char *text = nats_GetLastError(NULL), *place = text && *text == '(' ? strstr(text, "): ") : NULL;
     if (place) text = place + 3; /* nats.c begins with its file and line */
     if (s == NATS_NO_SERVER) text = "the name does not resolve, or nobody answers there";
-    size_t at = strlen(c->failure);
-    (void)snprintf(c->failure + at, sizeof(c->failure) - at, "%s%.*s: %s", at ? "; " : "", (int)address.len, address.at,
+    size_t at = strlen(c->outcome);
+    (void)snprintf(c->outcome + at, sizeof(c->outcome) - at, "%s%.*s: %s", at ? "; " : "", (int)address.len, address.at,
                    text && *text ? text : natsStatus_GetText(s));
     c->nc = NULL;
     return false;
@@ -857,7 +853,7 @@ static void *connect_thread(void *arg) {
     const char *servers = get(c->settings, "cluster_uris");
     struct span server;
     bool up = false;
-    c->failure[0] = 0;
+    c->outcome[0] = 0;
     for (size_t n = 0; !up && list_item(servers, n, &server); n++) up = connect_to(c, server);
     nats_ReleaseThreadMemory();
     atomic_store(&c->report, up ? REPORT_UP : REPORT_FAILED);
@@ -967,11 +963,7 @@ static void conn_came_up(struct conn *c) {
     c->trouble[0] = 0;
     net.up++;
     natsConn_setFilterWithClosure(c->nc, on_filter, c);
-    char url[1024] = "";
-    (void)natsConnection_GetConnectedUrl(c->nc, url, sizeof(url));
-    struct span server = url_address(span_of(url));
-    say(&c->topic, LEVEL_INFO, "connected to %.*s", (int)server.len, server.at);
-    sodium_memzero(url, sizeof(url)); /* it may hold a password */
+    say(&c->topic, LEVEL_INFO, "connected to %s", c->outcome);
     (void)snprintf(inbox, sizeof(inbox), "%s>", c->inbox);
     (void)conn_subscribe(c, inbox, NULL);
     c->on_up(c);
@@ -1091,7 +1083,7 @@ static void conn_step(struct conn *c) {
         int report = atomic_load(&c->report);
         if (report == REPORT_UP) conn_came_up(c);
         if (report != REPORT_FAILED) return;
-        memcpy(c->trouble, c->failure, sizeof(c->trouble));
+        memcpy(c->trouble, c->outcome, sizeof(c->trouble));
         conn_wait(c);
         say(&c->topic, c->failures > 6 ? LEVEL_DEBUG : LEVEL_WARN, "cannot connect to %s; next try in %" PRIu64 " ms",
             c->trouble, c->due_ms - now);
@@ -1116,6 +1108,7 @@ struct link {
     struct conn conn;          /* first, so that a connection's callbacks find their link */
     bool used, is_handler;
     bool leaving, replaced;    /* leaving: deleted or replaced, until its calls have ended */
+    bool overloaded;           /* its component had all that it may have, or messages waited */
     char component[ID_MAX], name[ID_MAX];
     json_t *definition;        /* normalised, see read_definition() */
     char wrong[256];           /* why it cannot be served as it is, or "" */
@@ -1820,14 +1813,15 @@ static void drop_backlog(struct link *l, const char *why) {
     }
 }
 
-/* Whether the loop should read a link's connection now. */
+/* Whether the loop should read a link's connection now. A pause begins with an overload, and no other before that is over. */
 static bool may_read(struct link *l) {
-    if (l->with_component < l->max_in_flight && l->waiting == 0) return true;
-    if (now >= l->next_pause_ms) {
+    bool overloaded = l->with_component >= l->max_in_flight || l->waiting > 0;
+    if (overloaded && !l->overloaded && now >= l->next_pause_ms) {
         l->pause_until_ms = now + PAUSE_MS;
         l->next_pause_ms = now + PAUSE_EVERY_MS;
     }
-    return now >= l->pause_until_ms;
+    l->overloaded = overloaded;
+    return !overloaded || now >= l->pause_until_ms;
 }
 
 /* A message of one of the link's subscriptions. */
@@ -2066,8 +2060,11 @@ static void health_words(char *out, size_t size) {
     size_t at = (size_t)snprintf(out, size, "%s", self.refused);
     EACH_LINK(l) {
         if (at >= size || l->leaving || (l->conn.state == CONN_UP && !l->conn.io.broken)) continue;
-        const char *why = *l->wrong ? l->wrong : *l->conn.trouble ? l->conn.trouble : "connecting";
-        at += (size_t)snprintf(out + at, size - at, "%slink %s: %s", at ? "; " : "", l->conn.topic.name, why);
+        const char *why = *l->wrong ? l->wrong : *l->conn.trouble ? l->conn.trouble : "connecting to ";
+        struct span first = {0};
+        if (!*l->wrong && !*l->conn.trouble && list_item(get(l->conn.settings, "cluster_uris"), 0, &first)) first = url_address(first);
+        at += (size_t)snprintf(out + at, size - at, "%slink %s: %s%.*s", at ? "; " : "", l->conn.topic.name, why, (int)first.len,
+                               first.len ? first.at : "");
     }
 }
 
@@ -2232,20 +2229,20 @@ static void wait_and_read(void) {
     }
 }
 
-static void tick(void) {
+static void tick(pid_t parent) {
     static uint64_t next_ms;
     if (now < next_ms) return;
     next_ms = now + TICK_MS;
     topic_tick(&self.topic);
     topic_tick(&lattice.topic);
     EACH_LINK(l) topic_tick(&l->conn.topic);
+    if (getppid() != parent) stop_begin("the process that started it has ended");
 }
 
 static void run(pid_t parent) {
     do {
         wait_and_read();
         if (signalled) stop_begin(signalled == SIGINT ? "SIGINT" : "SIGTERM");
-        if (getppid() != parent) stop_begin("the process that started it has ended");
         expire_calls();
         conn_step(&lattice);
         EACH_LINK(l) {
@@ -2255,7 +2252,7 @@ static void run(pid_t parent) {
             if (l->unsettled > 0) settle(l);
         }
         conn_write(&lattice);
-        tick();
+        tick(parent);
     } while (!stop_step());
 }
 
