@@ -1582,12 +1582,13 @@ static enum posted pass_on(const struct incoming *in, struct call *c) {
     return post(&in->link->conn, subject, in->is_request ? inbox : m->has_reply ? reply : NULL, headers, m->body.at, m->body.len);
 }
 
+static const char too_large[] = "maximum payload exceeded: the body is larger than this provider passes on";
+
 /* Why a message of a component may not go out, or NULL. Subjects are the component's own words: checked before anything. */
 static const char *wrong_message(const struct message *m) {
     if (!is_subject(m->subject, false)) return "invalid subject";
     if (m->has_reply && !is_subject(m->reply_to, false)) return "invalid reply-to subject";
-    if (m->body.len > MESSAGE_MAX) return "maximum payload exceeded: the body is larger than this provider passes on";
-    return NULL;
+    return m->body.len > MESSAGE_MAX ? too_large : NULL;
 }
 
 /* Sends what a component wants sent, and leaves the slot in the state that awaits the outcome; or answers what was wrong.
@@ -1633,13 +1634,14 @@ static void on_call(natsMsg *msg, bool is_request) {
     if (!in.link) return refuse(in.caller, component, name, "the component is not linked to this provider by that name");
     enum decoded d = read_incoming(&in, &needs_bytes);
     if (d == MALFORMED) return refuse(in.caller, component, name, "its parameters do not decode");
-    if (needs_bytes > PARAMS_MAX) return refuse(in.caller, component, name, "its parameters are over the limit");
     struct call *c = call_take(in.link);
-    if (c && d == NEEDS_MORE) c->held = record_make(in.link, in.trace, in.params, in.params_len, MIN(needs_bytes + SUBJECT_MAX, PARAMS_MAX));
+    if (c && d == NEEDS_MORE && needs_bytes <= PARAMS_MAX)
+        c->held = record_make(in.link, in.trace, in.params, in.params_len, MIN(needs_bytes + SUBJECT_MAX, PARAMS_MAX));
     if (!c || (d == NEEDS_MORE && !c->held)) {
+        const char *why = needs_bytes > PARAMS_MAX ? too_large : "too many calls in flight, or too large";
         shake_hands(in.caller, NULL);
-        answer_error(in.caller, "%stoo many calls in flight", error_prefix(is_request));
-        say(&in.link->conn.topic, LEVEL_WARN, "a call of the component was refused: too many are in flight, or too large");
+        answer_error(in.caller, "%s%s", error_prefix(is_request), why);
+        say(&in.link->conn.topic, LEVEL_WARN, "a call of the component was refused: %s", why);
         in.link->failed++;
         if (c) call_free(c);
         return;
@@ -1659,6 +1661,14 @@ static void fail(struct call *c, const char *why) {
     call_free(c);
 }
 
+/* Ends a call of a component that got no outcome in time, or cannot get one, with an error result. */
+static void give_up(struct call *c, const char *words) {
+    answer_error(c->caller, "%s%s", error_prefix(c->is_request), words);
+    say(&c->link->conn.topic, LEVEL_INFO, "a call of the component ended without success: %s", words);
+    c->link->failed++;
+    call_free(c);
+}
+
 static struct incoming incoming_of(struct call *c) {
     return (struct incoming){.link = c->link, .caller = c->caller, .is_request = c->is_request, .trace = record_trace(c->held),
                              .params = record_params(c->held), .params_len = c->held->len};
@@ -1668,14 +1678,14 @@ static struct incoming incoming_of(struct call *c) {
 static void on_params(struct call *c, natsMsg *msg) {
     size_t len = (size_t)natsMsg_GetDataLength(msg);
     if (len == 0) return fail(c, "its parameters ended before they were whole");
-    if (c->held->len + len > PARAMS_MAX) return fail(c, "its parameters are over the limit");
-    if (!record_add(c->link, &c->held, natsMsg_GetData(msg), len)) return fail(c, "memory for its parameters is short");
+    if (c->held->len + len > PARAMS_MAX) return give_up(c, too_large);
+    if (!record_add(c->link, &c->held, natsMsg_GetData(msg), len)) return give_up(c, "memory is short");
     if (c->held->len < c->needs) return;
     struct incoming in = incoming_of(c);
     enum decoded d = read_incoming(&in, &c->needs);
     if (d == WHOLE) serve(&in, c);
     else if (d == MALFORMED) fail(c, "its parameters do not decode");
-    else if (c->needs > PARAMS_MAX) fail(c, "its parameters are over the limit");
+    else if (c->needs > PARAMS_MAX) give_up(c, too_large);
 }
 
 static struct message message_of(natsMsg *msg) {
@@ -1722,23 +1732,13 @@ static void settle(struct link *l) {
     }
 }
 
-/* Ends a call of a component that got no outcome in time, or whose connection broke. */
-static void give_up(struct call *c, const char *words) {
-    struct link *l = c->link;
-    if (c->kind == CALL_PARAMS) return fail(c, "its parameters did not come in time");
-    answer_error(c->caller, "%s", words);
-    say(&l->conn.topic, LEVEL_INFO, "a call of the component ended without success: %s", words);
-    l->failed++;
-    call_free(c);
-}
-
 /* A link's connection is gone: what waited for it will not come. */
 static void on_link_down(struct conn *conn, const char *why) {
     char words[256];
     for (size_t i = 0; i < calls.fresh; i++) {
         struct call *c = &calls.slots[i];
         if (c->link != (struct link *)(void *)conn || c->kind == CALL_FREE || c->kind == CALL_PARAMS || c->kind == CALL_HANDLER) continue;
-        (void)snprintf(words, sizeof(words), "%sconnection lost: %s", error_prefix(c->is_request), why);
+        (void)snprintf(words, sizeof(words), "connection lost: %s", why);
         give_up(c, words);
     }
 }
@@ -1804,7 +1804,6 @@ static void wait_in_backlog(struct link *l, const uint8_t *params, size_t len, s
     l->backlog_last = r;
 }
 
-/* Drops the backlog, if there is one. */
 static void drop_backlog(struct link *l, const char *why) {
     if (l->waiting > 0) drop(l, l->waiting, why);
     for (struct record *r; l->waiting > 0; l->waiting--, l->backlog = r) {
@@ -1916,10 +1915,13 @@ static void expire_calls(void) {
             (void)snprintf(words, sizeof(words), "%" PRIu64, c->link->handler_timeout_ms);
             handled(c, "timed out: the component did not answer a message within %s ms", words);
         } else if (c->kind == CALL_REQUEST) {
-            give_up(c, "nats request timed out: deadline has elapsed");
+            answer_error(c->caller, "nats request timed out: deadline has elapsed");
+            c->link->failed++;
+            call_free(c);
+        } else if (c->kind == CALL_PARAMS) {
+            fail(c, "its parameters did not come in time");
         } else {
-            (void)snprintf(words, sizeof(words), "%sthe server took no bytes for %d ms", error_prefix(c->is_request), PUBLISH_TIMEOUT_MS);
-            give_up(c, words);
+            give_up(c, "the server took no bytes in time");
         }
     }
 }
