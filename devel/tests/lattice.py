@@ -49,6 +49,17 @@ async def until(condition, what, timeout=DEADLINE):
         await asyncio.sleep(0.01)
 
 
+async def flush(nc):
+    """Waits until the server has all that this connection wrote.
+
+    Not nc.flush(): its PING may overtake what nats-py still holds back. A message to oneself keeps its place.
+    """
+    echo = await nc.subscribe(nc.new_inbox())
+    await nc.publish(echo.subject)
+    await echo.next_msg(DEADLINE)
+    await echo.unsubscribe()
+
+
 # ---------------------------------------------------------------- the process
 
 class Provider:
@@ -209,7 +220,7 @@ class Host:
     async def put(self, *links):
         for link in links:
             await self.nc.publish(self.control(f"{self.put_id}.linkdefs.put"), json.dumps(link).encode())
-        await self.nc.flush()
+        await flush(self.nc)
 
     async def delete(self, link):
         names = (["source_id", "wit_namespace", "wit_package"] if self.version == "1.0" else
@@ -220,11 +231,11 @@ class Host:
         elif link["name"] != "default":
             short["name"] = link["name"]
         await self.nc.publish(self.control(f"{self.key}.linkdefs.del"), json.dumps(short).encode())
-        await self.nc.flush()
+        await flush(self.nc)
 
     async def update_config(self, config):
         await self.nc.publish(self.control(f"{self.key}.config.update"), json.dumps(config).encode())
-        await self.nc.flush()
+        await flush(self.nc)
 
     async def health(self, timeout=None):
         """The provider's answer, {"healthy": …}; waits for a provider that is still starting."""
@@ -310,7 +321,7 @@ class Component:
 
     async def open(self):
         await self.inboxes.open()
-        await self.nc.flush()
+        await flush(self.nc)
         return self
 
     # calls to the component
@@ -327,7 +338,7 @@ class Component:
         self.handler, self.by_hand, self.gate = handler, by_hand, gate
         group = f"{self.lattice}.{self.name}" if self.style == "1.9" else ""
         self.subscription = await self.nc.subscribe(self.subject, queue=group, cb=self._invoked)
-        await self.nc.flush()
+        await flush(self.nc)
         return self
 
     async def next(self, timeout=DEADLINE):
@@ -650,7 +661,7 @@ class World:
         """Subscribes somebody outside; next_msg(timeout) gives what comes."""
         nc = nc or self.nc
         subscription = await nc.subscribe(subject)
-        await nc.flush()
+        await flush(nc)
         return subscription
 
     async def respond(self, subject, answer, nc=None):
@@ -658,7 +669,7 @@ class World:
         async def reply(msg):
             await msg.respond(answer(msg.data))
         await (nc or self.nc).subscribe(subject, cb=reply)
-        await (nc or self.nc).flush()
+        await flush(nc or self.nc)
 
     def s(self, name):
         return f"{self.lattice}s.{name}"

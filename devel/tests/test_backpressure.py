@@ -4,7 +4,7 @@ import asyncio
 import pytest
 
 import wire
-from lattice import until
+from lattice import flush, until
 from servers import SLOW
 
 
@@ -69,7 +69,7 @@ async def test_backlog(world):
     outside = await world.client()
     for i in range(count):
         await outside.publish(world.s("in"), b"%0100d" % i)
-    await outside.flush()
+    await flush(outside)
     await until(lambda: crowd.now == 8, "as many as may be are with the component")
     await world.host.healthy()
     crowd.gate.set()
@@ -91,7 +91,7 @@ async def test_full_backlog_drops_and_says_so(world):
         await outside.publish(world.s("slow"), b"x" * 100000)
         if i % 20 == 0:
             assert await world.ask(world.s("fast")) == b"hello"
-    await outside.flush()
+    await flush(outside)
     assert "slow" in await provider.wait_log("drop")
     assert await world.ask(world.s("fast")) == b"hello"
     call = await slow.invocation()

@@ -39,7 +39,7 @@ async def test_latency(world, dead_end, tls):
     during = await latencies(world)
     print(f"median {statistics.median(before):.2f} ms before, {statistics.median(during):.2f} ms with links that hang")
     assert statistics.median(during) < 2 * statistics.median(before) + 1
-    assert max(during) < 100 * SLOW
+    assert max(during) < 500 * SLOW
 
     start = time.perf_counter()
     await world.host.put(world.host.handler_link("new", subscriptions=world.s("new")))

@@ -10,7 +10,7 @@ import json
 import pytest
 
 import wire
-from lattice import GOLDEN
+from lattice import GOLDEN, flush
 
 CAPTURED_XKEY = "XDHE2MSOOYL64XN2ZE6WW7SAD2MTUDBBB4DMBL5ZVCNYHS76CHFEE4XL"
 
@@ -46,7 +46,7 @@ class Replay:
         subject = self.now(line["subject"])
         self.ours.append((subject, data))
         await self.nc.publish(subject, data, reply=self.now(line["reply"]), headers=line["headers"] or None)
-        await self.nc.flush()
+        await flush(self.nc)
 
     async def expect(self, line):
         """Waits for what the provider sent in the capture. Other calls may have got in front of it, its own may not."""
@@ -96,7 +96,7 @@ async def test_replay(servers, worlds):
     replay = Replay(world.nc, server.url, world.host.provider_xkey.public)
     recorder = await world.client()
     await recorder.subscribe(">", cb=replay.record)
-    await recorder.flush()
+    await flush(recorder)
     for line in lines:
         if line["from"] == "provider":
             await replay.expect(line)
@@ -107,7 +107,7 @@ async def test_replay(servers, worlds):
                 await world.subscribed({"source_config": {"subscriptions": "t.>,q.work"}})
             await replay.publish(line)
     assert await provider.wait_exit() == 0
-    await recorder.flush()
+    await flush(recorder)
     left = [m for m in replay.seen if not is_of_health(m) and not is_sign_of_life(m)]
     assert [m.subject for m in left] == ["svc.nobody"], left  # the one message that the capture lacks: a request in it
 
@@ -118,7 +118,7 @@ def is_of_health(msg):
 
 
 def is_sign_of_life(msg):
-    """An empty message to an inbox of the provider's own: that is how it asks whether a connection lives."""
+    """An empty message to one's own inbox: that is how the provider, and the test, ask whether a connection lives."""
     return msg.subject.startswith("_INBOX.") and not msg.data and not msg.reply
 
 
