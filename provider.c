@@ -2215,7 +2215,7 @@ static void wait_and_read(void) {
         bool read = c == &lattice || (!full && may_read(&links[i]));
         more |= read && c->io.more;
         conns[count] = c;
-        fds[count++] = (struct pollfd){.fd = c->fd, .events = (short)((read ? POLLIN : 0) | (c->io.blocked ? POLLOUT : 0))};
+        fds[count++] = (struct pollfd){.fd = c->fd, .events = (short)((read ? POLLIN : 0) | (atomic_load(&c->wants_write) ? POLLOUT : 0))};
     }
     if (poll(fds, count, sleep_ms(more)) < 0 && errno != EINTR) die("poll: %s", strerror(errno));
     now = monotonic_ms();
