@@ -651,6 +651,7 @@ class World:
 
     async def link_works(self, component):
         """Waits until this component can publish over its link, whatever the other links do."""
+        await self.host.health()
         component = await self.component(component, serve=False)
 
         async def publishes():
