@@ -24,7 +24,6 @@
  *
  * All of this runs on one thread, in the loop at the end. nats.c keeps three threads of its own, which do nothing here, and
  * each attempt to connect runs on a thread that lives as long as the attempt; what that may touch is said in room 5.
- *
  * "protocol:" in a comment points to the public source of a fact about the wire: wasmCloud's host and provider-sdk (1.0.4,
  * 1.9.2), the crate wrpc-transport-nats, the component model's value encoding, the NATS client protocol.
  */
@@ -61,11 +60,7 @@
 #define MIN(a, b) ((a) < (b) ? (a) : (b))
 #define MAX(a, b) ((a) > (b) ? (a) : (b))
 
-/* Bytes that belong to somebody else. */
-struct span {
-    const char *at;
-    size_t len;
-};
+struct span { const char *at; size_t len; }; /* bytes that belong to somebody else */
 
 /* Milliseconds since some moment in the past; never set back, unlike the time of day. The loop reads the clock once a turn
  * and keeps it here, where everybody reads it. */
@@ -191,7 +186,7 @@ void *malloc(size_t size) {
     struct block *b = NULL;
     pthread_mutex_lock(&arena.lock);
     if (!arena.ready) arena_start();
-    if (size <= ARENA_BYTES) b = block_find(rounded(size));
+    if (size <= BLOCK_MAX) b = block_find(rounded(size));
     if (b) {
         block_unlist(b);
         block_trim(b, rounded(size));
@@ -219,7 +214,7 @@ void *calloc(size_t count, size_t size) {
 
 /* Grows in place where the neighbour is free and large enough: nats.c's write buffers grow by tenths of a megabyte. */
 void *realloc(void *p, size_t size) {
-    if (!p || size > ARENA_BYTES) return p ? NULL : malloc(size);
+    if (!p || size > BLOCK_MAX) return p ? NULL : malloc(size);
     struct block *b = block_of(p), *after = block_after(b);
     size_t old = b->size;
     pthread_mutex_lock(&arena.lock);
@@ -274,11 +269,7 @@ static void free_wiped(void *p) {
 enum level { LEVEL_OFF, LEVEL_CRITICAL, LEVEL_ERROR, LEVEL_WARN, LEVEL_INFO, LEVEL_DEBUG, LEVEL_TRACE };
 static const char *const level_names[] = {"OFF", "CRITICAL", "ERROR", "WARN", "INFO", "DEBUG", "TRACE"};
 
-static struct {
-    enum level level;
-    bool json;
-    uint64_t lost;  /* lines, because nobody read them */
-} logger = {.level = LEVEL_INFO};
+static struct { enum level level; bool json; uint64_t lost; } logger = {.level = LEVEL_INFO}; /* lost: lines that nobody read */
 
 /* Copies text for a terminal or a JSON string: printable ASCII, since it may be hostile, or cut within a character. */
 static const char *escaped(char *out, size_t size, const char *text, bool json) {
@@ -333,10 +324,10 @@ static void write_line(const struct topic *topic, enum level level, const char *
 }
 
 /* Writes the count of what was held back, when its time has come. */
-static void topic_tick(struct topic *topic) {
+static void topic_tick(struct topic *topic, uint64_t at) {
     for (struct gate *g = topic->gates; g < topic->gates + GATES; g++) {
         char words[160];
-        if (!g->held || now < g->until) continue;
+        if (!g->held || at < g->until) continue;
         (void)snprintf(words, sizeof(words), "%u more lines like this in %d s: %s", g->held, GATE_MS / 1000, g->last);
         write_line(topic, LEVEL_WARN, words);
         g->until = now + GATE_MS;
@@ -381,8 +372,8 @@ static void set_level(const char *text) {
  *     result<T, E>      00 and T, or 01 and E
  *     record, params    the fields in order, nothing between
  *
- * Nothing is framed: parameters that come in pieces are whole when they decode. So decoding ends in one of three ways, and
- * says how many bytes it takes at least before another try is worth while.
+ * Nothing is framed: parameters that come in pieces are whole when they decode. So decoding has three outcomes, and says
+ * how many bytes it takes at least before another try is worth while.
  *
  * In:  bytes of strangers. Out: spans that point into them, checked; or bytes in a buffer. Touches: nothing.
  */
@@ -421,7 +412,7 @@ static enum decoded read_bytes(struct reader *r, struct span *s) {
     uint32_t len = 0;
     enum decoded d = read_u32(r, &len);
     if (d != WHOLE) return d;
-    if (len > (size_t)(r->end - r->at)) return needs(r, len);
+    if (len > (size_t)(r->end - r->at)) return needs(r, MIN(len, 2u * PARAMS_MAX)); /* no sum of a stranger's may wrap */
     *s = (struct span){(const char *)r->at, len};
     r->at += len;
     return WHOLE;
@@ -518,8 +509,7 @@ static enum decoded read_result(struct result *r, const uint8_t *bytes, size_t l
 static struct span span_of(const char *text) { return (struct span){text, text ? strlen(text) : 0}; }
 
 /* Whether a subject may go into the NATS protocol: a space or a control character in it would begin a command of somebody
- * else's choice, and an empty token is refused by servers. `wildcards`: `*` and `>` may be tokens. protocol: NATS,
- * "Subject-Based Messaging". */
+ * else's choice. `wildcards`: `*` and `>` may be tokens. protocol: NATS, "Subject-Based Messaging". */
 static bool is_subject(struct span s, bool wildcards) {
     size_t token = 0;
     for (size_t i = 0; i <= s.len; i++) {
@@ -574,19 +564,12 @@ static bool nkey_decode(struct span text, uint8_t *out, size_t want) {
     return (bits & ((1u << have) - 1)) == 0 && crc16(out, want - 2) == (out[want - 2] | out[want - 1] << 8);
 }
 
-/* The 32 secret bytes of a seed of this kind. */
-static bool nkey_seed(struct span text, uint8_t kind, uint8_t secret[32]) {
+/* Whether this is a seed of this kind; its 32 secret bytes, if they are wanted. */
+static bool nkey_seed(struct span text, uint8_t kind, uint8_t *secret) {
     uint8_t raw[36];
     bool ok = nkey_decode(text, raw, sizeof(raw)) && raw[0] == SEED && raw[1] == kind;
-    if (ok) memcpy(secret, raw + 2, 32);
+    if (ok && secret) memcpy(secret, raw + 2, 32);
     sodium_memzero(raw, sizeof(raw));
-    return ok;
-}
-
-static bool is_user_seed(const char *text) {
-    uint8_t secret[32];
-    bool ok = nkey_seed((struct span){text, strlen(text)}, SEED_OF_USER, secret);
-    sodium_memzero(secret, sizeof(secret));
     return ok;
 }
 
@@ -878,12 +861,8 @@ static void conn_connect(struct conn *c) {
     atomic_store(&c->closed, false);
     atomic_store(&c->wants_write, false);
     int e = pthread_create(&thread, NULL, connect_thread, c);
-    if (e) {
-        say(&c->topic, LEVEL_ERROR, "cannot start a thread to connect: %s", strerror(e));
-        conn_wait(c);
-    } else {
-        pthread_detach(thread);
-    }
+    if (e) return say(&c->topic, LEVEL_ERROR, "cannot start a thread to connect: %s", strerror(e)), conn_wait(c);
+    pthread_detach(thread);
 }
 
 /* An inbox that nobody else has. Ends with a dot. Returns its length. */
@@ -899,7 +878,6 @@ static void conn_start(struct conn *c) {
     const char *prefix = get(c->settings, "custom_inbox_prefix"), *ping = get(c->settings, "ping_interval_sec");
     c->inbox_len = inbox_make(c->inbox, prefix ? prefix : "_INBOX");
     c->ping_ms = ping ? strtoull(ping, NULL, 10) * 1000 : PING_INTERVAL_S_DEFAULT * 1000;
-    c->failures = 0;
     conn_connect(c);
 }
 
@@ -1019,7 +997,7 @@ static natsStatus publish_with_headers(struct conn *c, const char *subject, cons
 /* Whether nats.c's write buffer, which grows and never shrinks, may take this many bytes more. */
 static bool conn_has_room(struct conn *c, size_t bytes) {
     size_t wanted = (size_t)MAX(natsConnection_Buffered(c->nc), 0) + bytes;
-    if (wanted > c->write_max) return false;
+    if (wanted > c->write_max + (bytes < 4096 ? 64 * 1024 : 0)) return false; /* small answers get through for longer */
     if (wanted <= c->io.capacity) return true;
     if (!arena_spares(wanted + wanted / 8, net.up > LINKS_MAX ? 0 : LINKS_MAX + 1 - net.up)) return false;
     c->io.capacity = wanted + wanted / 10;
@@ -1044,13 +1022,13 @@ static enum posted post(struct conn *c, const char *subject, const char *reply, 
     /* nats.c may have buffered half of a message, and the next bytes would be read as part of it: nothing of this
      * connection may be written any more (nats.c, pub.c) */
     if (s == NATS_NO_MEMORY) c->io.broken = "out of memory in the middle of a message";
-    return s == NATS_MAX_PAYLOAD ? POST_TOO_LARGE : POST_FAILED;
+    return s == NATS_MAX_PAYLOAD ? POST_TOO_LARGE : s == NATS_NO_MEMORY ? POST_FAILED : POST_DOWN;
 }
 
 /* Bytes that the kernel has taken, ever. What nats.c wrote by itself (PONG) makes it look like fewer for a moment. */
 static uint64_t conn_written(const struct conn *c) {
     int buffered = natsConnection_Buffered(c->nc);
-    return buffered <= 0 ? c->io.queued : c->io.queued - MIN(c->io.queued, (uint64_t)buffered);
+    return buffered < 0 ? 0 : c->io.queued - MIN(c->io.queued, (uint64_t)buffered);
 }
 
 /* Sends a message to ourselves: when it has come back (c->io.echoed), the server has read all that was written before. */
@@ -1108,6 +1086,7 @@ struct link {
     struct conn conn;          /* first, so that a connection's callbacks find their link */
     bool used, is_handler;
     bool leaving, replaced;    /* leaving: deleted or replaced, until its calls have ended */
+    bool stale;                /* its settings changed, but there was no slot to start it anew */
     bool overloaded;           /* its component had all that it may have, or messages waited */
     char component[ID_MAX], name[ID_MAX];
     json_t *definition;        /* normalised, see read_definition() */
@@ -1125,7 +1104,6 @@ struct link {
     unsigned waiting;          /* how many those are */
     size_t held;               /* bytes of records: backlog, and parameters of its calls */
     uint64_t pause_until_ms, next_pause_ms;
-    uint64_t published, requested, handled, failed, dropped;
 };
 
 static struct link links[LINK_SLOTS];
@@ -1233,7 +1211,7 @@ static const char *wrong_settings(const json_t *s) {
     const char *prefix = get(s, "custom_inbox_prefix");
     if (!are_servers(get(s, "cluster_uris"))) return "cluster_uris is no list of nats:// or tls:// URLs";
     if (!get(s, "client_jwt") != !get(s, "client_seed")) return "client_jwt and client_seed belong together: give both or neither";
-    if (get(s, "client_seed") && !is_user_seed(get(s, "client_seed"))) return "client_seed is no seed of a user (SU…)";
+    if (get(s, "client_seed") && !nkey_seed(span_of(get(s, "client_seed")), SEED_OF_USER, NULL)) return "client_seed is no seed of a user (SU…)";
     if (get(s, "client_jwt") && strpbrk(get(s, "client_jwt"), "\"\\\r\n ")) return "client_jwt is no JWT";
     if (!has_pem(s, "tls_ca") || !has_pem(s, "tls_cert") || !has_pem(s, "tls_key")) return "tls_ca, tls_cert or tls_key is no PEM text";
     if (!get(s, "tls_cert") != !get(s, "tls_key")) return "tls_cert and tls_key belong together: give both or neither";
@@ -1292,14 +1270,10 @@ static struct link *link_of(const char *component, const char *name) {
     return NULL;
 }
 
-static struct link *free_slot(void) {
-    size_t in_use = 0;
-    struct link *free = NULL;
-    for (struct link *l = links; l < links + LINK_SLOTS; l++) {
-        if (!l->used) free = l;
-        else in_use += !l->leaving;
-    }
-    return in_use < LINKS_MAX ? free : NULL;
+static const char *link_label(const json_t *json, char out[300]) {
+    const char *source = get(json, "source_id"), *target = get(json, "target"), *name = get(json, "name");
+    (void)snprintf(out, 300, "%.80s -> %.80s (%.80s)", source ? source : "?", target ? target : "?", name ? name : "default");
+    return out;
 }
 
 /* Fills a free slot; `definition` and `settings` now belong to it. */
@@ -1311,8 +1285,8 @@ static void link_fill(struct link *l, json_t *definition, json_t *settings, bool
     l->conn.write_max = WRITE_MAX;
     (void)snprintf(l->component, ID_MAX, "%s", link_id(definition, is_handler ? "target" : "source_id"));
     (void)snprintf(l->name, ID_MAX, "%s", link_id(definition, "name"));
-    (void)snprintf(l->conn.topic.name, sizeof(l->conn.topic.name), "%.80s -> %.80s (%.80s)", link_id(definition, "source_id"),
-                   link_id(definition, "target"), l->name);
+    char label[300];
+    (void)escaped(l->conn.topic.name, sizeof(l->conn.topic.name), link_label(json_object_get(definition, "id"), label), false);
     (void)snprintf(l->subject, sizeof(l->subject), "%s.%s.wrpc.0.0.1.wasmcloud:messaging/handler@0.2.0.handle-message",
                    self.lattice, l->component);
     const char *wrong = *get(definition, "wrong") ? get(definition, "wrong") : wrong_settings(settings);
@@ -1343,12 +1317,9 @@ static void link_fill(struct link *l, json_t *definition, json_t *settings, bool
 static struct conn lattice;   /* the connection to the hosts */
 
 enum call_kind {
-    CALL_FREE,
-    CALL_PARAMS,   /* from a component: more parameters are to come */
-    CALL_HELD,     /* from a component: the write buffer of its link is full */
-    CALL_OUT,      /* publish: the kernel has not taken the bytes yet */
-    CALL_REQUEST,  /* request: no reply yet */
-    CALL_HANDLER,  /* to a component: no result yet */
+    CALL_FREE, CALL_HANDLER,  /* to a component: no result yet */
+    CALL_PARAMS, CALL_HELD,   /* from a component: more parameters are to come; the write buffer of its link is full */
+    CALL_OUT, CALL_REQUEST,   /* publish: the kernel has not taken the bytes yet; request: no reply yet */
 };
 
 struct call {
@@ -1442,7 +1413,8 @@ static bool record_add(struct link *l, struct record **r, const void *more, size
 
 /* A slot, or NULL: none is free, or the link has its share. The caller sets kind and deadline by call_until(). */
 static struct call *call_take(struct link *l) {
-    if (l->calls >= CALLS_MAX - calls.used) return NULL;
+    unsigned left = CALLS_MAX - calls.used, own = CALLS_MAX / LINKS_MAX / 4; /* so many each link can always have */
+    if (left == 0 || (l->calls >= own && l->calls + own * LINKS_MAX >= left)) return NULL;
     struct call *c = calls.free ? calls.free : &calls.slots[calls.fresh++];
     if (calls.free) calls.free = c->next;
     *c = (struct call){.generation = c->generation, .link = l};
@@ -1553,8 +1525,8 @@ struct incoming {
     struct link *link;
     const char *caller;
     bool is_request;
-    struct message message;
     uint32_t timeout_ms;
+    struct message message;
     struct trace trace;
     const uint8_t *params;
     size_t params_len;
@@ -1591,6 +1563,15 @@ static const char *wrong_message(const struct message *m) {
     return m->body.len > MESSAGE_MAX ? too_large : NULL;
 }
 
+/* nats.c's write buffers grow and never shrink. When memory for one is short, an idle link that has grown connects anew. */
+static void make_room(const struct link *wanting) {
+    EACH_LINK(l) {
+        if (l == wanting || l->is_handler || l->calls > 0 || l->conn.state != CONN_UP || l->conn.io.capacity < MESSAGE_MAX) continue;
+        l->conn.io.broken = "idle, and others need the memory of its write buffer";
+        return;
+    }
+}
+
 /* Sends what a component wants sent, and leaves the slot in the state that awaits the outcome; or answers what was wrong.
  * While the connection has no room, the call is held: settle() comes back to it. */
 static void serve(const struct incoming *in, struct call *c) {
@@ -1600,17 +1581,19 @@ static void serve(const struct incoming *in, struct call *c) {
     l->unsettled -= c->kind == CALL_HELD;
     c->kind = CALL_FREE;
     if (p == POSTED) record_free(l, c->held), c->held = NULL;
+    uint64_t until = now + (in->is_request ? MIN(in->timeout_ms, PUBLISH_TIMEOUT_MS) : PUBLISH_TIMEOUT_MS);
+    if (p == POST_FULL && c->held) until = c->deadline_ms;
     if (p == POST_FULL && !c->held) c->held = record_make(l, in->trace, in->params, in->params_len, in->params_len);
+    if (p == POST_FULL && !l->conn.io.blocked) make_room(l);
     if (p == POSTED && in->is_request) {
         call_until(c, CALL_REQUEST, now + in->timeout_ms);
     } else if (p == POSTED || (p == POST_FULL && c->held)) {
         l->unsettled++;
         c->out_at = l->conn.io.queued;
-        call_until(c, p == POSTED ? CALL_OUT : CALL_HELD, now + PUBLISH_TIMEOUT_MS);
+        call_until(c, p == POSTED ? CALL_OUT : CALL_HELD, until);
     } else {
         answer_error(in->caller, "%s%s", error_prefix(in->is_request), wrong ? wrong : posted_words[p]);
         say(&l->conn.topic, LEVEL_WARN, "a call of the component was refused: %s", wrong ? wrong : posted_words[p]);
-        l->failed++;
         call_free(c);
     }
 }
@@ -1642,7 +1625,6 @@ static void on_call(natsMsg *msg, bool is_request) {
         shake_hands(in.caller, NULL);
         answer_error(in.caller, "%s%s", error_prefix(is_request), why);
         say(&in.link->conn.topic, LEVEL_WARN, "a call of the component was refused: %s", why);
-        in.link->failed++;
         if (c) call_free(c);
         return;
     }
@@ -1657,7 +1639,6 @@ static void on_call(natsMsg *msg, bool is_request) {
 static void fail(struct call *c, const char *why) {
     answer_failed(c->caller, why);
     say(&c->link->conn.topic, LEVEL_WARN, "a call of the component failed: %s", why);
-    c->link->failed++;
     call_free(c);
 }
 
@@ -1665,7 +1646,6 @@ static void fail(struct call *c, const char *why) {
 static void give_up(struct call *c, const char *words) {
     answer_error(c->caller, "%s%s", error_prefix(c->is_request), words);
     say(&c->link->conn.topic, LEVEL_INFO, "a call of the component ended without success: %s", words);
-    c->link->failed++;
     call_free(c);
 }
 
@@ -1696,19 +1676,15 @@ static struct message message_of(natsMsg *msg) {
 /* The reply to a request, on the link's inbox: result<broker-message, string>. protocol: the subject is the one that the
  * reply was sent to, as in the reference provider. */
 static void on_reply(struct call *c, natsMsg *msg) {
-    struct link *l = c->link;
     struct message m = message_of(msg);
     m.has_reply &= is_utf8(m.reply_to);
     if (natsMsg_IsNoResponders(msg)) {
         answer_error(c->caller, "nats send error: no responders: no responders");
-        l->failed++;
-    } else if (1 + message_room(&m) > sizeof(scratch)) {
-        answer_error(c->caller, "nats send error: the reply of %zu bytes is larger than this provider's limit", m.body.len);
-        l->failed++;
+    } else if (1 + message_room(&m) > sizeof(scratch) || !conn_has_room(&lattice, message_room(&m) + 4096)) {
+        answer_error(c->caller, "nats send error: no room for the reply of %zu bytes", m.body.len);
     } else {
         scratch[0] = 0;
         send_pieces(c->caller, ".results", scratch, 1 + write_message(scratch + 1, &m));
-        l->requested++;
     }
     call_free(c);
 }
@@ -1722,7 +1698,6 @@ static void settle(struct link *l) {
         if (c->link != l) continue;
         if (c->kind == CALL_OUT && c->out_at <= written) {
             send_pieces(c->caller, ".results", ok, sizeof(ok));
-            l->published++;
             call_free(c);
         } else if (c->kind == CALL_HELD && !full) {
             struct incoming in = incoming_of(c);
@@ -1732,15 +1707,20 @@ static void settle(struct link *l) {
     }
 }
 
+/* Ends the calls of a link, or of all: those of components with words; if `all`, those to components as well. */
+static void end_calls(const struct link *of, const char *why, bool all) {
+    for (struct call *c = calls.slots; c < calls.slots + calls.fresh; c++) {
+        if (c->kind == CALL_FREE || (of && c->link != of) || (!all && (c->kind == CALL_HANDLER || c->kind == CALL_PARAMS))) continue;
+        if (c->kind == CALL_HANDLER) call_free(c);
+        else give_up(c, why);
+    }
+}
+
 /* A link's connection is gone: what waited for it will not come. */
 static void on_link_down(struct conn *conn, const char *why) {
     char words[256];
-    for (size_t i = 0; i < calls.fresh; i++) {
-        struct call *c = &calls.slots[i];
-        if (c->link != (struct link *)(void *)conn || c->kind == CALL_FREE || c->kind == CALL_PARAMS || c->kind == CALL_HANDLER) continue;
-        (void)snprintf(words, sizeof(words), "connection lost: %s", why);
-        give_up(c, words);
-    }
+    (void)snprintf(words, sizeof(words), "connection lost: %s", why);
+    end_calls((struct link *)(void *)conn, words, false);
 }
 
 /*
@@ -1760,44 +1740,49 @@ static void on_link_down(struct conn *conn, const char *why) {
  */
 static bool may_start(const struct link *l) { return l->with_component < l->max_in_flight && lattice.state == CONN_UP && !lattice.io.broken; }
 
-/* Calls the component with these parameters. POST_FULL: not now. protocol: a 1.9 host expects the
+/* Calls the component with these parameters; takes the record over in which they waited, or NULL. POST_FULL: not now. protocol: a 1.9 host expects the
  * first message, headers included, within max_payload; what is left goes to Rs.params after the handshake. */
-static enum posted start(struct link *l, const uint8_t *params, size_t len, struct trace trace) {
+static enum posted start(struct link *l, const uint8_t *params, size_t len, struct trace trace, struct record *waited) {
     char inbox[INBOX_MAX + TOKEN_LEN];
     const struct header headers[] = {{"source-id", self.key}, {"target-id", l->component},
                                      {"traceparent", trace.parent}, {"tracestate", trace.state}};
     size_t max = (size_t)natsConnection_GetMaxPayload(lattice.nc), head = headers_size(headers);
-    size_t first = MIN(len, max > head ? max - head : 0);
+    size_t first = MIN(len, max > head ? max - head : 0), rest = len - first;
     struct call *c = call_take(l);
     if (!c) return POST_FULL;
-    if (first < len && !(c->held = record_make(l, (struct trace){0}, params + first, len - first, len - first)))
-        return call_free(c), POST_FULL;
+    if (rest > 0 && !waited && !(c->held = record_make(l, (struct trace){0}, params + first, rest, rest))) return call_free(c), POST_FULL;
     call_inbox(c, &lattice, inbox);
     enum posted p = post(&lattice, l->subject, inbox, headers, params, first);
     if (p != POSTED) return call_free(c), p;
+    if (rest > 0 && waited) {
+        memmove(record_params(waited), params + first, rest);
+        waited->len = (uint32_t)rest;
+        c->held = waited;
+    } else {
+        record_free(l, waited);
+    }
     call_until(c, CALL_HANDLER, now + l->handler_timeout_ms);
     l->with_component++;
     return POSTED;
 }
 
 static void drop(struct link *l, unsigned count, const char *why) {
-    l->dropped += count;
     say(&l->conn.topic, LEVEL_WARN, "%u message%s dropped: %s", count, count == 1 ? "" : "s", why);
 }
 
 /* Starts what waits, as far as the component may have it. */
 static void work_off(struct link *l) {
     while (l->waiting > 0 && may_start(l)) {
-        struct record *r = l->backlog;
-        if (start(l, record_params(r), r->len, record_trace(r)) != POSTED) return;
-        l->backlog = r->next;
+        struct record *r = l->backlog, *next = r->next;
+        if (start(l, record_params(r), r->len, record_trace(r), r) != POSTED) return;
+        l->backlog = next;
         l->waiting--;
-        record_free(l, r);
     }
 }
 
 static void wait_in_backlog(struct link *l, const uint8_t *params, size_t len, struct trace trace) {
-    struct record *r = record_make(l, trace, params, len, len);
+    bool room = records_held + len < HELD_MAX - 2 * PARAMS_MAX; /* the rest is for parameters of calls */
+    struct record *r = room ? record_make(l, trace, params, len, len) : NULL;
     if (!r) return drop(l, 1, "the component is too slow, and its backlog is full");
     if (l->waiting++ > 0) l->backlog_last->next = r;
     else l->backlog = r;
@@ -1831,7 +1816,7 @@ static void on_subscribed(struct link *l, natsMsg *msg) {
     if (!is_utf8(m.subject) || !is_utf8(m.reply_to)) return drop(l, 1, "its subject is not UTF-8, which a component cannot be given");
     struct trace trace = trace_of(msg);
     size_t len = write_message(scratch, &m);
-    if (l->waiting == 0 && may_start(l) && start(l, scratch, len, trace) == POSTED) return;
+    if (l->waiting == 0 && may_start(l) && start(l, scratch, len, trace, NULL) == POSTED) return;
     wait_in_backlog(l, scratch, len, trace);
 }
 
@@ -1848,7 +1833,6 @@ static void on_link_message(struct conn *conn, natsMsg *msg) {
 static void handled(struct call *c, const char *format, const char *words) {
     struct link *l = c->link;
     if (format) say(&l->conn.topic, LEVEL_WARN, format, words);
-    *(format ? &l->failed : &l->handled) += 1;
     call_free(c);
     work_off(l);
 }
@@ -1882,12 +1866,9 @@ static void on_result(struct call *c, natsMsg *msg) {
 
 /* A failed call, from a host of 1.0: a string says why. */
 static void on_error(struct call *c, natsMsg *msg) {
-    const uint8_t *bytes = (const uint8_t *)natsMsg_GetData(msg);
-    struct reader r = {.start = bytes, .at = bytes, .end = bytes + natsMsg_GetDataLength(msg)};
-    struct span why = {0};
-    char words[160] = "";
-    if (read_bytes(&r, &why) == WHOLE) (void)snprintf(words, sizeof(words), ": %.*s", (int)MIN(why.len, 150), why.at);
-    handled(c, "the component trapped on a message%s", words);
+    c->result = (struct result){.at = AT_LENGTH};
+    (void)read_result(&c->result, (const uint8_t *)natsMsg_GetData(msg), (size_t)natsMsg_GetDataLength(msg));
+    handled(c, "the component trapped on a message: %s", c->result.words);
 }
 
 /* What comes to our inbox on the lattice. */
@@ -1906,8 +1887,7 @@ static void expire_calls(void) {
     char words[96];
     if (now < calls.next_deadline_ms) return;
     calls.next_deadline_ms = UINT64_MAX;
-    for (size_t i = 0; i < calls.fresh; i++) {
-        struct call *c = &calls.slots[i];
+    for (struct call *c = calls.slots; c < calls.slots + calls.fresh; c++) {
         if (c->kind == CALL_FREE) continue;
         if (now < c->deadline_ms) {
             calls.next_deadline_ms = MIN(calls.next_deadline_ms, c->deadline_ms);
@@ -1916,7 +1896,6 @@ static void expire_calls(void) {
             handled(c, "timed out: the component did not answer a message within %s ms", words);
         } else if (c->kind == CALL_REQUEST) {
             answer_error(c->caller, "nats request timed out: deadline has elapsed");
-            c->link->failed++;
             call_free(c);
         } else if (c->kind == CALL_PARAMS) {
             fail(c, "its parameters did not come in time");
@@ -1967,10 +1946,29 @@ static void link_leave(struct link *l, bool replaced) {
     if (!replaced) drop_backlog(l, "the link was deleted");
 }
 
-static const char *link_label(const json_t *json, char out[300]) {
-    const char *source = get(json, "source_id"), *target = get(json, "target"), *name = get(json, "name");
-    (void)snprintf(out, 300, "%.90s -> %.90s (%.90s)", source ? source : "?", target ? target : "?", name ? name : "default");
-    return out;
+static bool link_is_busy(const struct link *l) { return l->calls > 0 || l->waiting > 0; }
+
+/* Gives a leaving link's slot back. */
+static void link_release(struct link *l) {
+    end_calls(l, "the link was deleted", true);
+    drop_backlog(l, "the link is gone");
+    topic_tick(&l->conn.topic, UINT64_MAX);
+    if (l->conn.state == CONN_UP) conn_close(&l->conn);
+    json_decref(l->conn.settings);
+    json_decref(l->definition);
+    l->used = false;
+}
+
+/* A slot for one more link, or NULL. Leaving links that have nothing left to do make room. */
+static struct link *free_slot(void) {
+    size_t staying = 0;
+    struct link *slot = NULL;
+    for (struct link *l = links; l < links + LINK_SLOTS; l++) {
+        if (l->used && l->leaving && l->conn.state != CONN_CONNECTING && !link_is_busy(l)) link_release(l);
+        if (!l->used) slot = l;
+        else staying += !l->leaving;
+    }
+    return staying < LINKS_MAX ? slot : NULL;
 }
 
 /* Puts a link into the table and starts to connect. Takes `definition` over. */
@@ -1991,18 +1989,23 @@ static void link_add(json_t *definition, bool is_handler) {
     else conn_start(&l->conn);
 }
 
-/* Starts a link anew, if its settings are not what they were. Takes `definition` over. */
+/* Starts a link anew, if its settings are not what they were: in another slot, while calls of this one end. Takes
+ * `definition` over. If no slot is free, the link goes on as it was until one is. */
 static void link_renew(struct link *l, json_t *definition) {
     json_t *settings = merge_settings(definition, l->is_handler);
-    if (json_equal(settings, l->conn.settings) && !*l->wrong && !*get(definition, "wrong")) {
-        json_decref(l->definition);
-        l->definition = definition;
-    } else {
-        say(&l->conn.topic, LEVEL_INFO, "its settings changed: it starts anew");
-        link_leave(l, true);
-        link_add(definition, l->is_handler);
-    }
+    bool same = json_equal(settings, l->conn.settings) && !*l->wrong && !*get(definition, "wrong"), is_handler = l->is_handler;
     json_decref(settings);
+    l->leaving = l->replaced = !same; /* so that it does not count, and may even make room itself */
+    if (!same && free_slot()) {
+        say(&l->conn.topic, LEVEL_INFO, "its settings changed: it starts anew");
+        if (l->used) link_leave(l, true);
+        link_add(definition, is_handler);
+        return;
+    }
+    l->leaving = l->replaced = false;
+    l->stale = !same;
+    json_decref(l->definition);
+    l->definition = definition;
 }
 
 static void link_put(const json_t *json) {
@@ -2038,46 +2041,31 @@ static void config_update(json_t *config) {
     EACH_LINK(l) if (!l->leaving) link_renew(l, json_incref(l->definition));
 }
 
-/* Gives a leaving link's slot back when nothing needs it any more. */
 static void link_step(struct link *l) {
     conn_step(&l->conn);
-    if (!l->leaving || l->conn.state == CONN_CONNECTING) return;
-    bool idle = l->calls == 0 && l->waiting == 0;
-    if (!idle && now < l->leave_by_ms) return;
-    for (size_t i = 0; i < calls.fresh; i++) {
-        struct call *c = &calls.slots[i];
-        if (c->kind == CALL_FREE || c->link != l) continue;
-        if (c->kind == CALL_HANDLER) call_free(c);
-        else give_up(c, "the link was deleted");
-    }
-    drop_backlog(l, "the link is gone");
-    if (l->conn.state == CONN_UP) conn_close(&l->conn);
-    json_decref(l->conn.settings);
-    json_decref(l->definition);
-    l->used = false;
-}
-
-/* Why this provider is not healthy, in words; "" if it is. */
-static void health_words(char *out, size_t size) {
-    size_t at = (size_t)snprintf(out, size, "%s", self.refused);
-    EACH_LINK(l) {
-        if (at >= size || l->leaving || (l->conn.state == CONN_UP && !l->conn.io.broken)) continue;
-        const char *why = *l->wrong ? l->wrong : *l->conn.trouble ? l->conn.trouble : "connecting to ";
-        struct span first = {0};
-        if (!*l->wrong && !*l->conn.trouble && list_item(get(l->conn.settings, "cluster_uris"), 0, &first)) first = url_address(first);
-        at += (size_t)snprintf(out + at, size - at, "%slink %s: %s%.*s", at ? "; " : "", l->conn.topic.name, why, (int)first.len,
-                               first.len ? first.at : "");
+    if (l->stale && !l->leaving) {
+        l->stale = false;
+        link_renew(l, json_incref(l->definition));
+    } else if (l->leaving && l->conn.state != CONN_CONNECTING && (!link_is_busy(l) || now >= l->leave_by_ms)) {
+        link_release(l);
     }
 }
 
+/* {"healthy":true}, or false and why, link by link. */
 static void on_health(natsMsg *msg) {
     char words[1024], safe[1200], json[1300];
-    const char *reply = natsMsg_GetReply(msg);
-    if (!is_inbox(reply)) return;
-    health_words(words, sizeof(words));
-    int n = *words ? snprintf(json, sizeof(json), "{\"healthy\":false,\"message\":\"%s\"}", escaped(safe, sizeof(safe), words, true))
-                   : snprintf(json, sizeof(json), "{\"healthy\":true}");
-    (void)send_to(reply, "", NULL, json, (size_t)n);
+    size_t at = (size_t)snprintf(words, sizeof(words), "%s", self.refused);
+    EACH_LINK(l) {
+        struct span first = {"", 0};
+        if (at >= sizeof(words) || l->leaving || (l->conn.state == CONN_UP && !l->conn.io.broken)) continue;
+        const char *why = *l->wrong ? l->wrong : *l->conn.trouble ? l->conn.trouble : "connecting to ";
+        if (!*l->wrong && !*l->conn.trouble && list_item(get(l->conn.settings, "cluster_uris"), 0, &first)) first = url_address(first);
+        at += (size_t)snprintf(words + at, sizeof(words) - at, "%slink %s: %s%.*s", at ? "; " : "", l->conn.topic.name, why,
+                               (int)first.len, first.at);
+    }
+    int n = snprintf(json, sizeof(json), *words ? "{\"healthy\":false,\"message\":\"%s\"}" : "{\"healthy\":true}",
+                     escaped(safe, sizeof(safe), words, true));
+    if (is_inbox(natsMsg_GetReply(msg))) (void)send_to(natsMsg_GetReply(msg), "", NULL, json, (size_t)n);
 }
 
 /* Stops taking work. The loop does the rest: see stop_step(). */
@@ -2115,8 +2103,7 @@ static void subjects_start(void) {
 }
 
 static void on_order(enum subject_kind kind, natsMsg *msg) {
-    json_error_t error;
-    json_t *json = json_loadb(natsMsg_GetData(msg), (size_t)natsMsg_GetDataLength(msg), 0, &error);
+    json_t *json = json_loadb(natsMsg_GetData(msg), (size_t)natsMsg_GetDataLength(msg), 0, NULL);
     if (!json_is_object(json)) say(&self.topic, LEVEL_ERROR, "what came on %s is no JSON object and was ignored", subjects[kind]);
     else if (kind == SUB_SHUTDOWN) on_shutdown(msg, json);
     else if (kind == SUB_DELETE) link_delete(json);
@@ -2158,17 +2145,21 @@ static void on_lattice_up(struct conn *conn) {
 /* One step of stopping: calls end, links are flushed, the host is answered, the lattice is flushed. Returns true when all is
  * done. The host kills us when it has the answer, so that comes last, with an echo behind it. */
 static bool stop_step(void) {
-    bool busy = false, echoes = true;
+    bool busy = false, echoes = true, links_up = false;
     if (stop.state == RUNNING) return false;
     EACH_LINK(l) {
-        busy |= l->calls > 0 || l->waiting > 0;
+        busy |= link_is_busy(l);
+        links_up |= l->conn.state == CONN_UP;
         echoes &= l->conn.state != CONN_UP || l->conn.io.echoed;
     }
     if (stop.state == ENDING_CALLS && (!busy || now >= stop.deadline_ms)) {
+        end_calls(NULL, "the provider is stopping", true);
         EACH_LINK(l) if (l->conn.state == CONN_UP) conn_ask_echo(&l->conn);
         stop.state = FLUSHING_LINKS;
         stop.deadline_ms = now + 20;
-    } else if (stop.state == FLUSHING_LINKS && (echoes || now >= stop.deadline_ms)) {
+        echoes = !links_up;
+    }
+    if (stop.state == FLUSHING_LINKS && (echoes || now >= stop.deadline_ms)) {
         if (*stop.reply) (void)send_to(stop.reply, "", NULL, "shutting down", strlen("shutting down"));
         if (lattice.state == CONN_UP) conn_ask_echo(&lattice);
         stop.state = FLUSHING_LATTICE;
@@ -2186,8 +2177,10 @@ static bool stop_step(void) {
 static volatile sig_atomic_t signalled;
 
 static void on_signal(int number) {
+    int saved = errno;
     signalled = number;
     wake_loop();
+    errno = saved;
 }
 
 /* How long to sleep: until the next deadline, and never longer than a tick. */
@@ -2214,6 +2207,7 @@ static void wait_and_read(void) {
         if (c->state != CONN_UP) continue;
         bool read = c == &lattice || (!full && may_read(&links[i]));
         more |= read && c->io.more;
+        if (!read) c->io.heard_ms = now; /* it is we who do not listen */
         conns[count] = c;
         fds[count++] = (struct pollfd){.fd = c->fd, .events = (short)((read ? POLLIN : 0) | (atomic_load(&c->wants_write) ? POLLOUT : 0))};
     }
@@ -2223,6 +2217,7 @@ static void wait_and_read(void) {
     if (fds[0].revents && read(net.wake_fd, &ignored, sizeof(ignored)) < 0 && errno != EAGAIN) die("eventfd: %s", strerror(errno));
     for (nfds_t i = 1; i < count; i++) {
         if (fds[i].revents & (POLLOUT | POLLERR | POLLHUP)) conns[i]->io.blocked = false;
+        if (conns[i]->state != CONN_UP) continue; /* what another said has ended it */
         if ((fds[i].revents & (POLLIN | POLLERR | POLLHUP)) || ((fds[i].events & POLLIN) && conns[i]->io.more)) {
             conns[i]->io.heard_ms = now;
             natsConnection_ProcessReadEvent(conns[i]->nc);
@@ -2235,9 +2230,9 @@ static void tick(pid_t parent) {
     static uint64_t next_ms;
     if (now < next_ms) return;
     next_ms = now + TICK_MS;
-    topic_tick(&self.topic);
-    topic_tick(&lattice.topic);
-    EACH_LINK(l) topic_tick(&l->conn.topic);
+    topic_tick(&self.topic, now);
+    topic_tick(&lattice.topic, now);
+    EACH_LINK(l) topic_tick(&l->conn.topic, now);
     if (getppid() != parent) stop_begin("the process that started it has ended");
 }
 
@@ -2281,13 +2276,11 @@ static const char help[] =
     "Exit codes: 0 stopped in order, 1 wrong host data or a check that failed, 2 wrong usage.\n";
 
 static void print_version(void) {
-    printf(PROVIDER_NAME " " PROVIDER_VERSION "\n"
-           "nats.c %s, mbedTLS %s, libsodium %s, jansson %s\n"
+    printf(PROVIDER_NAME " " PROVIDER_VERSION "\nnats.c %s, mbedTLS %s, libsodium %s, jansson %s\n"
            "memory reserved: %d kB in all: arena %d, tables %d, thread stacks %d\n"
            "limits: %d links, %d subscriptions, %d calls, messages of up to %d kB\n",
            nats_GetVersion(), tls_version(), sodium_version_string(), JANSSON_VERSION, (int)RESERVED / 1024, ARENA_BYTES / 1024,
-           (int)RESERVED_TABLES / 1024, (int)RESERVED_THREADS / 1024,
-           LINKS_MAX, SUBSCRIPTIONS_MAX, CALLS_MAX, MESSAGE_MAX / 1024);
+           (int)RESERVED_TABLES / 1024, (int)RESERVED_THREADS / 1024, LINKS_MAX, SUBSCRIPTIONS_MAX, CALLS_MAX, MESSAGE_MAX / 1024);
 }
 
 /* A string of the host data: missing and null are "". */
@@ -2374,6 +2367,7 @@ static size_t read_input(int fd, bool line) {
 static json_t *parse_input(size_t len, bool base64) {
     const char *text = (const char *)scratch, *end = NULL;
     json_error_t error;
+    const size_t input = len;
     if (len == 0) die("host data: the line is empty");
     if (base64) {
         size_t decoded = 0;
@@ -2383,7 +2377,7 @@ static json_t *parse_input(size_t len, bool base64) {
         len = decoded;
     }
     json_t *json = json_loadb(text, len, 0, &error);
-    sodium_memzero(scratch, len);
+    sodium_memzero(scratch, input);
     if (!json) die("host data: no JSON: error in line %d, column %d", error.line, error.column);
     return json;
 }
@@ -2399,6 +2393,7 @@ static void check_link(const json_t *json) {
     if (!definition) die("link %s: %s", link_label(json, label), why);
     if (!l) die("more than LINKS_MAX (%d) links", LINKS_MAX);
     link_fill(l, definition, merge_settings(definition, is_handler), is_handler);
+    if (*l->wrong) die("link %s: %s", l->conn.topic.name, l->wrong);
     const json_t *s = l->conn.settings;
     const char *uris = get(s, "cluster_uris"), *subscriptions = get(s, "subscriptions"), *ca_file = get(s, "tls_ca_file");
     printf("link %s: %s\n", l->conn.topic.name, is_handler ? "calls the component's handle-message" : "serves the component's publish and request");
@@ -2409,16 +2404,15 @@ static void check_link(const json_t *json) {
            get(s, "tls_ca") ? "tls_ca" : ca_file ? ca_file : "the system's CAs", get(s, "tls_cert") ? ", with tls_cert" : "");
     for (size_t n = 0; subscriptions && list_item(subscriptions, n, &item); n++) printf("    subscription  %.*s\n", (int)item.len, item.at);
     if (is_handler) printf("    in flight     %" PRIu64 ", for %" PRIu64 " ms each\n", l->max_in_flight, l->handler_timeout_ms);
-    if (*l->wrong) die("link %s: %s", l->conn.topic.name, l->wrong);
 }
 
 /* Which side of a lone link the provider is on: its interfaces tell. */
 static void guess_self(const json_t *link) {
     size_t i;
     const json_t *v;
-    bool is_handler = false;
-    json_array_foreach(json_object_get(link, "interfaces"), i, v) is_handler |= json_is_string(v) && strcmp(json_string_value(v), "handler") == 0;
-    const char *key = get(link, is_handler ? "source_id" : "target");
+    const char *key = get(link, "target");
+    json_array_foreach(json_object_get(link, "interfaces"), i, v)
+        if (json_is_string(v) && strcmp(json_string_value(v), "handler") == 0) key = get(link, "source_id");
     (void)snprintf(self.key, ID_MAX, "%s", key ? key : "");
     (void)snprintf(self.lattice, ID_MAX, "default");
 }
@@ -2492,6 +2486,7 @@ int main(int argc, char **argv) {
     say(&self.topic, LEVEL_INFO, PROVIDER_NAME " " PROVIDER_VERSION " on lattice %s", self.lattice);
     start_lattice(settings);
     run(parent);
+    EACH_LINK(l) topic_tick(&l->conn.topic, UINT64_MAX);
     say(&self.topic, LEVEL_INFO, "stopped: %s (%zu kB of the arena used at most, %" PRIu64 " blocks taken, %" PRIu64 " log lines lost)",
         stop.why, arena.peak / 1024, arena.taken, logger.lost);
     _exit(0); /* exit() would take nats.c apart while its threads, and those that connect, still use it */

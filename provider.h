@@ -26,8 +26,8 @@
 #define SUBSCRIPTIONS_MAX 128
 #endif
 
-/* Calls in flight in both directions, of all links together; about 0.6 kB each. A link may take a free slot while at
- * least as many are free as it holds: one busy link gets half, two get a third each, and the rest stays for others. */
+/* Calls in flight in both directions, of all links together; about 0.6 kB each. A quarter of them is kept so that each link
+ * can have its own few at any time; of the rest a link may take a slot while more are free than it holds. */
 #ifndef CALLS_MAX
 #define CALLS_MAX 1024
 #endif
@@ -67,6 +67,11 @@
 #endif
 #ifndef ARENA_IN_TRANSIT
 #define ARENA_IN_TRANSIT (2304 * 1024)
+#endif
+
+/* The largest block of it: what nats.c needs for a message of MESSAGE_MAX that comes in pieces, and no message of gigabytes. */
+#ifndef BLOCK_MAX
+#define BLOCK_MAX (3 * PARAMS_MAX)
 #endif
 
 /* nats.c's read buffer and (before it grows) write buffer of each connection, in bytes. */
