@@ -55,22 +55,22 @@ build/include: | $(SYSROOT)/.complete
 	  for d in usr/include usr/include/$(TRIPLET); do \
 	    if [ -e $(SYSROOT)/$$d/$$h ]; then ln -sfn $(abspath $(SYSROOT))/$$d/$$h $@/$$h; fi; done; done
 
-build/san/provider: $(SOURCES) $(HEADERS) deps/glibc_compat.c | build/include
+build/san/provider: $(SOURCES) $(HEADERS) devel/glibc_compat.c | build/include
 	@mkdir -p $(@D)
-	$(CC) $(STANDARD) $(SANITIZED) $(CFLAGS) -isystem build/include $(SOURCES) deps/glibc_compat.c $(SAN_LIBRARIES) -lpthread -o $@
+	$(CC) $(STANDARD) $(SANITIZED) $(CFLAGS) -isystem build/include $(SOURCES) devel/glibc_compat.c $(SAN_LIBRARIES) -lpthread -o $@
 
 # compiled twice: on the system's malloc for the sanitizers, and once more for the arena alone, under other names
 UNIT = $(CC) $(STANDARD) -g -O1 -fsanitize=address,undefined -fno-sanitize-recover=undefined $(CFLAGS) -I. -isystem build/include
-build/unit: devel/unit.c $(SOURCES) $(HEADERS) deps/glibc_compat.c | build/include
+build/unit: devel/unit.c $(SOURCES) $(HEADERS) devel/glibc_compat.c | build/include
 	$(UNIT) -DUNIT_ARENA -c devel/unit.c -o $@.arena.o
-	$(UNIT) -DSYSTEM_MALLOC devel/unit.c $@.arena.o deps/tls.c deps/glibc_compat.c $(SAN_LIBRARIES) -lpthread -o $@
+	$(UNIT) -DSYSTEM_MALLOC devel/unit.c $@.arena.o deps/tls.c devel/glibc_compat.c $(SAN_LIBRARIES) -lpthread -o $@
 
 unit: build/unit
 	build/unit
 
 # The load generator of devel/, on the system's glibc
-build/load: devel/load.c deps/tls.c deps/glibc_compat.c | build/include
-	$(CC) $(STANDARD) -g -O2 -isystem build/include -I. devel/load.c deps/tls.c deps/glibc_compat.c $(SAN_LIBRARIES) -lpthread -o $@
+build/load: devel/load.c deps/tls.c devel/glibc_compat.c | build/include
+	$(CC) $(STANDARD) -g -O2 -isystem build/include -I. devel/load.c deps/tls.c devel/glibc_compat.c $(SAN_LIBRARIES) -lpthread -o $@
 
 demo test:
 	./test.sh $(filter demo,$@)

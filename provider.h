@@ -50,7 +50,7 @@
 
 /* Bytes of messages that wait in the arena: the backlogs of slow components, parameters that come in pieces. A link may
  * take what it asks for while it holds at most twice what stays free: one slow component gets two thirds, which is a
- * backlog of about 23,000 messages of 128 bytes. */
+ * backlog of about 24,000 messages of 128 bytes. Backlogs leave two large messages' worth to parameters of calls. */
 #ifndef HELD_MAX
 #define HELD_MAX (6656 * 1024)
 #endif
