@@ -1740,8 +1740,8 @@ static void on_link_down(struct conn *conn, const char *why) {
  */
 static bool may_start(const struct link *l) { return l->with_component < l->max_in_flight && lattice.state == CONN_UP && !lattice.io.broken; }
 
-/* Calls the component with these parameters; takes the record over in which they waited, or NULL. POST_FULL: not now. protocol: a 1.9 host expects the
- * first message, headers included, within max_payload; what is left goes to Rs.params after the handshake. */
+/* Calls the component with these parameters, and takes over the record in which they waited (or NULL). POST_FULL: not now.
+ * protocol: the first message, headers included, fits into max_payload; what is left follows the handshake, to Rs.params. */
 static enum posted start(struct link *l, const uint8_t *params, size_t len, struct trace trace, struct record *waited) {
     char inbox[INBOX_MAX + TOKEN_LEN];
     const struct header headers[] = {{"source-id", self.key}, {"target-id", l->component},
