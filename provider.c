@@ -1151,8 +1151,10 @@ static json_t *merge_settings(const json_t *definition, bool is_handler) {
         if (len > 0) json_object_set_new(settings, setting_keys[i].key, json_stringn(json_string_value(value), len));
         json_decref(value);
     }
-    if (!json_object_get(settings, "cluster_uris"))
-        json_object_set_new(settings, "cluster_uris", json_string("nats://127.0.0.1:4222"));
+    const json_t *own = json_object_get(definition, "config"), *own_secrets = json_object_get(definition, "secrets");
+    if (json_object_get(own, "tls_ca_file") && !json_object_get(own, "tls_ca") && !json_object_get(own_secrets, "tls_ca"))
+        json_object_del(settings, "tls_ca"); /* the link's own file, not the text that others use */
+    if (!get(settings, "cluster_uris")) json_object_set_new(settings, "cluster_uris", json_string("nats://127.0.0.1:4222"));
     return settings;
 }
 
@@ -1985,6 +1987,7 @@ static void link_add(json_t *definition, bool is_handler) {
     l->conn.on_up = on_link_up;
     l->conn.on_message = on_link_message;
     l->conn.on_down = on_link_down;
+    if (strstr(self.refused, l->conn.topic.name)) self.refused[0] = 0;
     if (*l->wrong) say(&l->conn.topic, LEVEL_ERROR, "not started: %s", l->wrong);
     else conn_start(&l->conn);
 }
