@@ -1,5 +1,6 @@
 """Fixtures: shared servers, a world for each test, and the line of totals that test.sh sums up."""
 import os
+import signal
 import tempfile
 from pathlib import Path
 
@@ -15,6 +16,7 @@ EMULATED = bool(RUN)
 
 
 def pytest_configure(config):
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # killed by a time limit, it still ends what it started
     config.addinivalue_line("markers", "smoke: the main paths, also run by the arm64 binary under emulation")
     config.addinivalue_line("markers", "release: measures the release binary itself; no sanitizers, no emulation")
 
