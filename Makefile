@@ -7,7 +7,14 @@
 # SYSROOT=DIR          takes the static libraries from there instead of fetching them
 HOST_ARCH := $(shell dpkg --print-architecture 2>/dev/null || uname -m | sed 's/x86_64/amd64/;s/aarch64/arm64/')
 ARCH ?= $(HOST_ARCH)
-SYSROOT ?= deps/sysroot/$(ARCH)
+# libraries that are given are taken as they are; those of our own are fetched once
+ifdef SYSROOT
+LIBRARIES_READY := $(wildcard $(SYSROOT)/usr/lib)
+$(if $(LIBRARIES_READY),,$(error SYSROOT=$(SYSROOT) holds no usr/lib: give the root of an unpacked system, or leave SYSROOT out))
+else
+SYSROOT := deps/sysroot/$(ARCH)
+LIBRARIES_READY := $(SYSROOT)/.complete
+endif
 
 TRIPLET_amd64 := x86_64-linux-gnu
 TRIPLET_arm64 := aarch64-linux-gnu
@@ -32,10 +39,10 @@ IN_SYSROOT = --sysroot=$(SYSROOT) -B$(SYSROOT)/usr/lib/$(TRIPLET) -L$(SYSROOT)/u
 
 all: $(if $(SAN),build/san/provider,build/$(ARCH)/provider)
 
-$(SYSROOT)/.complete:
+deps/sysroot/$(ARCH)/.complete:
 	deps/sysroot.sh $(ARCH) $(SYSROOT)
 
-build/$(ARCH)/provider: $(SOURCES) $(HEADERS) | $(SYSROOT)/.complete
+build/$(ARCH)/provider: $(SOURCES) $(HEADERS) | $(LIBRARIES_READY)
 	@mkdir -p $(@D)
 	$(CC) $(STANDARD) $(HARDENED) $(OPTIMISED) $(CFLAGS) $(IN_SYSROOT) $(SOURCES) $(LINKED) $(LIBRARIES) -o $@.tmp
 	$(STRIP) -s -R .comment $@.tmp
@@ -49,7 +56,7 @@ SANITIZED := -g -O1 -fsanitize=address,undefined -fno-sanitize-recover=undefined
 SAN_LIBRARIES = $(addprefix $(SYSROOT)/usr/lib/$(TRIPLET)/,libnats_static.a libmbedtls.a libmbedx509.a libmbedcrypto.a \
 	libsodium.a libjansson.a libprotobuf-c.a)
 # only the libraries' own headers: the system's libc has its own
-build/include: | $(SYSROOT)/.complete
+build/include: | $(LIBRARIES_READY)
 	@mkdir -p $@
 	@for h in nats mbedtls psa sodium sodium.h jansson.h jansson_config.h; do \
 	  for d in usr/include usr/include/$(TRIPLET); do \
