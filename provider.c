@@ -710,7 +710,8 @@ struct conn {
 static struct {
     int wake_fd;           /* an eventfd: other threads and signals wake the loop by writing to it */
     unsigned up;           /* connections that are up */
-    struct { natsSubscription *sub; const struct conn *of; } subs[SUBSCRIPTIONS_MAX + 2 * (LINKS_MAX + LINKS_LEAVING_MAX) + 16]; /* and inboxes, and the lattice's own */
+    struct { natsSubscription *sub; const struct conn *of; }
+        subs[SUBSCRIPTIONS_MAX + 2 * (LINKS_MAX + LINKS_LEAVING_MAX) + 16]; /* with inboxes, and the lattice's own */
 } net = {.wake_fd = -1};
 
 /* Exported by libnats from 3.10 to today's main, though not in nats.h. The filter is called for each message on the thread
@@ -725,7 +726,6 @@ static void wake_loop(void) {
 }
 
 static const char *get(const json_t *settings, const char *key) { return json_string_value(json_object_get(settings, key)); }
-
 static bool is_true(const json_t *settings, const char *key) { return get(settings, key) && strcasecmp(get(settings, key), "true") == 0; }
 
 /* Number `n` of a list with commas, trimmed. Returns false behind the end; empty entries are skipped. */
@@ -788,7 +788,7 @@ static natsStatus on_signature_wanted(char **error, unsigned char **signature, i
     return nats_Sign(get(((struct conn *)user)->settings, "client_seed"), nonce, signature, len);
 }
 
-/* TLS is decided by the URL, by tls_first, or by the server, which says that it needs it. NATS_OK is 0: a ?: b is b if a succeeded. */
+/* The URL, tls_first, or the server decide whether there is TLS. NATS_OK is 0: a ?: b goes on with b if a succeeded. */
 static natsStatus set_tls_options(const json_t *s, natsOptions *opts, const char *url) {
     const char *ca = get(s, "tls_ca"), *ca_file = get(s, "tls_ca_file"), *cert = get(s, "tls_cert");
     bool first = is_true(s, "tls_first"), secure = first || strncasecmp(url, "tls://", 6) == 0;
@@ -1109,7 +1109,7 @@ struct link {
 static struct link links[LINK_SLOTS];
 #define EACH_LINK(l) for (struct link *l = links; l < links + LINK_SLOTS; l++) if (l->used)
 
-/* What this provider was started as; written once, from the host data. */
+/* What this provider was started as, from the host data. Config, links and refused change later, in room 10. */
 static struct {
     char host_id[ID_MAX], lattice[ID_MAX], key[ID_MAX];
     json_t *config, *secrets;  /* defaults for every link; config may be updated */
@@ -1141,16 +1141,20 @@ static json_t *find_setting(const json_t *definition, const char *key) {
     return NULL;
 }
 
+/* Puts the value of key `from` into the settings as `key`, unless it is empty. */
+static void take_setting(json_t *settings, const char *key, const json_t *definition, const char *from) {
+    json_t *value = find_setting(definition, from);
+    size_t len = json_string_length(value);
+    while (len > 0 && isspace((unsigned char)json_string_value(value)[len - 1])) len--; /* secrets often end with a newline */
+    if (len > 0) json_object_set_new(settings, key, json_stringn(json_string_value(value), len));
+    json_decref(value);
+}
+
 static json_t *merge_settings(const json_t *definition, bool is_handler) {
     json_t *settings = json_object();
-    for (size_t i = 0; i < COUNT_OF(setting_keys); i++) {
-        if (setting_keys[i].handler_only && !is_handler) continue;
-        json_t *value = find_setting(definition, setting_keys[i].key);
-        size_t len = json_string_length(value);
-        while (len > 0 && isspace((unsigned char)json_string_value(value)[len - 1])) len--; /* secrets often end with a newline */
-        if (len > 0) json_object_set_new(settings, setting_keys[i].key, json_stringn(json_string_value(value), len));
-        json_decref(value);
-    }
+    for (size_t i = 0; i < COUNT_OF(setting_keys); i++)
+        if (is_handler || !setting_keys[i].handler_only)
+            take_setting(settings, setting_keys[i].key, definition, setting_keys[i].key);
     const json_t *own = json_object_get(definition, "config"), *own_secrets = json_object_get(definition, "secrets");
     if (json_object_get(own, "tls_ca_file") && !json_object_get(own, "tls_ca") && !json_object_get(own_secrets, "tls_ca"))
         json_object_del(settings, "tls_ca"); /* the link's own file, not the text that others use */
@@ -1226,11 +1230,11 @@ static const char *wrong_settings(const json_t *s) {
     return NULL;
 }
 
+static const char *const link_ids[] = {"source_id", "target", "name", "wit_namespace", "wit_package"};
+
 /* A host's link, as JSON, in one form whatever the host's version: {"id": {source_id, target, name, wit_namespace,
  * wit_package}, "config": {…}, "secrets": {…}}, with the configuration and the opened secrets of our side. Returns NULL and
  * why if it is no link of ours; if its secrets cannot be opened, "wrong" says why. protocol: wasmCloud, crates/core, link.rs. */
-static const char *const link_ids[] = {"source_id", "target", "name", "wit_namespace", "wit_package"};
-
 static json_t *read_definition(const json_t *link, bool *is_handler, const char **why) {
     const char *source = get(link, "source_id"), *target = get(link, "target"), *name = get(link, "name");
     *is_handler = source && strcmp(source, self.key) == 0;
@@ -1522,7 +1526,7 @@ static void answer_failed(const char *caller, const char *words) {
  * In:  calls, their pieces, replies on a link's inbox. Out: messages on the link, answers on the lattice. Touches: slots.
  */
 
-/* A call while it is looked at: everything points into the message or into scratch. */
+/* A call while it is looked at: everything points into the message or into its record. */
 struct incoming {
     struct link *link;
     const char *caller;
@@ -1638,6 +1642,7 @@ static void on_call(natsMsg *msg, bool is_request) {
     else call_until(c, CALL_PARAMS, now + PARAMS_TIMEOUT_MS);
 }
 
+/* Ends a call of a component whose parameters are no good: it traps. */
 static void fail(struct call *c, const char *why) {
     answer_failed(c->caller, why);
     say(&c->link->conn.topic, LEVEL_WARN, "a call of the component failed: %s", why);
@@ -2219,8 +2224,8 @@ static void wait_and_read(void) {
     uint64_t ignored;
     if (fds[0].revents && read(net.wake_fd, &ignored, sizeof(ignored)) < 0 && errno != EAGAIN) die("eventfd: %s", strerror(errno));
     for (nfds_t i = 1; i < count; i++) {
-        if (fds[i].revents & (POLLOUT | POLLERR | POLLHUP)) conns[i]->io.blocked = false;
         if (conns[i]->state != CONN_UP) continue; /* what another said has ended it */
+        if (fds[i].revents & (POLLOUT | POLLERR | POLLHUP)) conns[i]->io.blocked = false;
         if ((fds[i].revents & (POLLIN | POLLERR | POLLHUP)) || ((fds[i].events & POLLIN) && conns[i]->io.more)) {
             conns[i]->io.heard_ms = now;
             natsConnection_ProcessReadEvent(conns[i]->nc);
@@ -2338,9 +2343,7 @@ static json_t *lattice_settings(const json_t *host) {
     for (size_t i = 0; i < COUNT_OF(keys); i++) {
         char key[64];
         (void)snprintf(key, sizeof(key), "lattice_%s", keys[i]);
-        json_t *value = find_setting(NULL, key);
-        if (value && json_string_length(value) > 0) json_object_set(settings, keys[i], value);
-        json_decref(value);
+        take_setting(settings, keys[i], NULL, key);
     }
     const char *wrong = wrong_settings(settings);
     if (wrong) die("host data: the lattice: %s", wrong);
@@ -2375,8 +2378,7 @@ static json_t *parse_input(size_t len, bool base64) {
     if (base64) {
         size_t decoded = 0;
         int failed = sodium_base642bin(scratch, sizeof(scratch), text, len, NULL, &decoded, &end, sodium_base64_VARIANT_ORIGINAL);
-        if (failed || end != text + len)
-            die("host data: no base64 at byte %td of %zu", end ? end - text + 1 : 1, len);
+        if (failed || end != text + len) die("host data: no base64 at byte %td of %zu", end ? end - text + 1 : 1, len);
         len = decoded;
     }
     json_t *json = json_loadb(text, len, 0, &error);
@@ -2400,8 +2402,7 @@ static void check_link(const json_t *json) {
     const json_t *s = l->conn.settings;
     const char *uris = get(s, "cluster_uris"), *subscriptions = get(s, "subscriptions"), *ca_file = get(s, "tls_ca_file");
     printf("link %s: %s\n", l->conn.topic.name, is_handler ? "calls the component's handle-message" : "serves the component's publish and request");
-    for (size_t n = 0; list_item(uris, n, &item); n++)
-        printf("    server        %.*s\n", (int)url_address(item).len, url_address(item).at);
+    for (size_t n = 0; list_item(uris, n, &item); n++) printf("    server        %.*s\n", (int)url_address(item).len, url_address(item).at);
     printf("    credentials   %s\n", get(s, "client_jwt") ? "client_jwt and client_seed" : "none, or in the URL");
     printf("    TLS           %s, trusting %s%s\n", is_true(s, "tls_first") ? "first of all" : "if the URL or the server asks for it",
            get(s, "tls_ca") ? "tls_ca" : ca_file ? ca_file : "the system's CAs", get(s, "tls_cert") ? ", with tls_cert" : "");
