@@ -167,6 +167,15 @@ static void block_trim(struct block *b, size_t size) {
     block_release(cut);
 }
 
+/* Joins a block in use with the free one behind it, if that makes it large enough. */
+static void block_grow(struct block *b, size_t size) {
+    struct block *after = block_after(b);
+    if (b->size >= size || !(after->size & 1) || b->size + HEAD + after->size <= size) return;
+    block_unlist(after);
+    b->size += HEAD + after->size;
+    block_after(b)->before = b;
+}
+
 static void count_in(const struct block *b) {
     arena.taken++;
     arena.in_use += b->size + HEAD;
@@ -215,14 +224,10 @@ void *calloc(size_t count, size_t size) {
 /* Grows in place where the neighbour is free and large enough: nats.c's write buffers grow by tenths of a megabyte. */
 void *realloc(void *p, size_t size) {
     if (!p || size > BLOCK_MAX) return p ? NULL : malloc(size);
-    struct block *b = block_of(p), *after = block_after(b);
+    struct block *b = block_of(p);
     size_t old = b->size;
     pthread_mutex_lock(&arena.lock);
-    if (old < rounded(size) && (after->size & 1) && old + HEAD + after->size > rounded(size)) {
-        block_unlist(after);
-        b->size += HEAD + after->size;
-        block_after(b)->before = b;
-    }
+    block_grow(b, rounded(size));
     bool done = b->size >= rounded(size);
     if (done) {
         block_trim(b, rounded(size));
@@ -335,14 +340,21 @@ static void topic_tick(struct topic *topic, uint64_t at) {
     }
 }
 
+/* The gate of a line: the one that had it last, or else one that is idle. */
+static struct gate *gate_for(struct topic *topic, const char *format) {
+    struct gate *idle = topic->gates + GATES - 1; /* if none is idle, the last one is shared */
+    for (struct gate *g = topic->gates; g < topic->gates + GATES; g++) {
+        if (g->format == format) return g;
+        if (now >= g->until && !g->held) idle = g;
+    }
+    return idle;
+}
+
 __attribute__((format(printf, 3, 4))) static void say(struct topic *topic, enum level level, const char *format, ...) {
     char words[1024];
-    struct gate *g = topic->gates, *idle = g + GATES - 1; /* if none is idle, the last one is shared */
     va_list args;
     if (level > logger.level) return;
-    for (; g < topic->gates + GATES && g->format != format; g++)
-        if (now >= g->until && !g->held) idle = g;
-    if (g == topic->gates + GATES) g = idle;
+    struct gate *g = gate_for(topic, format);
     if (now >= g->until && !g->held) *g = (struct gate){.format = format, .until = now + GATE_MS};
     va_start(args, format);
     (void)vsnprintf(words, sizeof(words), format, args);
@@ -420,14 +432,17 @@ static enum decoded read_bytes(struct reader *r, struct span *s) {
 
 /* Whether these bytes are UTF-8: no overlong form, no surrogate, nothing beyond U+10FFFF (RFC 3629). */
 static bool is_utf8(struct span s) {
-    const uint8_t *c = (const uint8_t *)s.at, *end = c + s.len;
-    for (size_t more; c < end; c += more + 1) {
-        more = *c < 0x80 ? 0 : *c < 0xe0 ? 1 : *c < 0xf0 ? 2 : 3;
-        if ((*c > 0x7f && *c < 0xc2) || *c > 0xf4 || (size_t)(end - c) <= more) return false;
-        for (size_t i = 1; i <= more; i++)
-            if ((c[i] & 0xc0) != 0x80) return false;
-        if ((*c == 0xe0 && c[1] < 0xa0) || (*c == 0xed && c[1] > 0x9f)) return false;
-        if ((*c == 0xf0 && c[1] < 0x90) || (*c == 0xf4 && c[1] > 0x8f)) return false;
+    static const uint32_t first[] = {0, 0xc0, 0xe0, 0xf0}, least[] = {0, 0x80, 0x800, 0x10000}; /* by the bytes that follow */
+    for (const uint8_t *c = (const uint8_t *)s.at, *end = c + s.len; c < end; c++) {
+        if (*c < 0x80) continue;
+        size_t more = 1 + (size_t)(*c > 0xdf) + (*c > 0xef);
+        uint32_t code = *c - first[more]; /* of a byte that begins nothing: beyond everything */
+        if ((size_t)(end - c) <= more) return false;
+        for (size_t i = 0; i < more; i++) {
+            if ((*++c & 0xc0) != 0x80) return false;
+            code = code << 6 | (*c & 0x3f);
+        }
+        if (code < least[more] || code > 0x10ffff || code >> 11 == 0xd800 >> 11) return false;
     }
     return true;
 }
@@ -487,41 +502,47 @@ struct result {
     char words[120];
 };
 
-static enum decoded read_result(struct result *r, const uint8_t *bytes, size_t len) {
-    for (; len > 0 && r->at != AT_END; bytes++, len--) {
-        if (r->at == AT_TAG) {
-            if (*bytes > 1) return MALFORMED;
-            r->is_error = *bytes;
-            r->at = r->is_error ? AT_LENGTH : AT_END;
-        } else if (r->at == AT_LENGTH) {
-            r->len |= (uint64_t)(*bytes & 0x7f) << r->shift;
-            r->shift = (uint8_t)(r->shift + 7);
-            if ((*bytes & 0x80 && r->shift == 35) || r->len > UINT32_MAX) return MALFORMED;
-            if (!(*bytes & 0x80)) r->at = r->len ? AT_WORDS : AT_END;
-        } else {
-            if (r->kept < sizeof(r->words) - 1) r->words[r->kept++] = (char)*bytes;
-            if (--r->len == 0) r->at = AT_END;
-        }
+/* The next byte of it. Returns false if that cannot stand there. */
+static bool result_byte(struct result *r, uint8_t byte) {
+    if (r->at == AT_TAG) {
+        r->is_error = byte;
+        r->at = byte ? AT_LENGTH : AT_END;
+        return byte <= 1;
     }
+    if (r->at == AT_LENGTH) {
+        r->len |= (uint64_t)(byte & 0x7f) << r->shift;
+        r->shift = (uint8_t)(r->shift + 7);
+        if (byte & 0x80) return r->shift < 35;
+        r->at = r->len ? AT_WORDS : AT_END;
+        return r->len <= UINT32_MAX;
+    }
+    if (r->kept < sizeof(r->words) - 1) r->words[r->kept++] = (char)byte;
+    if (--r->len == 0) r->at = AT_END;
+    return true;
+}
+
+static enum decoded read_result(struct result *r, const uint8_t *bytes, size_t len) {
+    for (; len > 0 && r->at != AT_END; bytes++, len--)
+        if (!result_byte(r, *bytes)) return MALFORMED;
     return r->at == AT_END ? WHOLE : NEEDS_MORE;
 }
 
 static struct span span_of(const char *text) { return (struct span){text, text ? strlen(text) : 0}; }
 
+static bool is_subject_token(struct span token, bool wildcards, bool last) {
+    char only = token.len == 1 ? *token.at : 0;
+    return only == '>' ? wildcards && last : only == '*' ? wildcards : token.len > 0;
+}
+
 /* Whether a subject may go into the NATS protocol: a space or a control character in it would begin a command of somebody
  * else's choice. `wildcards`: `*` and `>` may be tokens. protocol: NATS, "Subject-Based Messaging". */
 static bool is_subject(struct span s, bool wildcards) {
-    size_t token = 0;
-    for (size_t i = 0; i <= s.len; i++) {
+    for (size_t i = 0, token = 0; i <= s.len; i++) {
         unsigned char c = i < s.len ? (unsigned char)s.at[i] : '.';
         if (c <= ' ' || c == 0x7f) return false;
-        if (c != '.') {
-            token++;
-            continue;
-        }
-        char only = token == 1 ? s.at[i - 1] : 0;
-        if (token == 0 || ((only == '*' || only == '>') && !wildcards) || (only == '>' && i != s.len)) return false;
-        token = 0;
+        if (c != '.') continue;
+        if (!is_subject_token((struct span){s.at + token, i - token}, wildcards, i == s.len)) return false;
+        token = i + 1;
     }
     return s.len <= SUBJECT_MAX;
 }
@@ -2204,34 +2225,49 @@ static int sleep_ms(bool more_input) {
     return until > now ? (int)(until - now) : 0;
 }
 
-/* Sleeps, then reads. While the lattice's server reads slowly, links are not read: what they bring would only wait. */
+/* While the lattice's server reads slowly, links are not read: what they bring would only wait. */
+static bool lattice_is_full(void) {
+    return lattice.state == CONN_UP && lattice.io.blocked && natsConnection_Buffered(lattice.nc) > WRITE_MAX / 2;
+}
+
+/* Sleeps until poll has news, or for so long. The first descriptor is what wakes the loop. */
+static void wait_for(struct pollfd *fds, nfds_t count, int ms) {
+    uint64_t ignored;
+    if (poll(fds, count, ms) < 0 && errno != EINTR) die("poll: %s", strerror(errno));
+    now = monotonic_ms();
+    if (fds[0].revents && read(fds[0].fd, &ignored, sizeof(ignored)) < 0 && errno != EAGAIN) die("eventfd: %s", strerror(errno));
+}
+
+static void conn_read(struct conn *c, const struct pollfd *p) {
+    if (c->state != CONN_UP) return; /* what another said has ended it */
+    if (p->revents & (POLLOUT | POLLERR | POLLHUP)) c->io.blocked = false;
+    if (!(p->revents & (POLLIN | POLLERR | POLLHUP)) && !(p->events & POLLIN && c->io.more)) return;
+    c->io.heard_ms = now;
+    natsConnection_ProcessReadEvent(c->nc);
+    c->io.more = !atomic_load(&c->closed) && tls_has_input(c->fd);
+}
+
+/* What to wait for on a connection. */
+static struct pollfd conn_events(struct conn *c, bool read) {
+    if (!read) c->io.heard_ms = now; /* it is we who do not listen */
+    return (struct pollfd){.fd = c->fd, .events = (short)((read ? POLLIN : 0) | (atomic_load(&c->wants_write) ? POLLOUT : 0))};
+}
+
 static void wait_and_read(void) {
     struct pollfd fds[LINK_SLOTS + 2] = {{.fd = net.wake_fd, .events = POLLIN}};
     struct conn *conns[LINK_SLOTS + 2] = {0};
     nfds_t count = 1;
-    bool more = false, full = lattice.state == CONN_UP && lattice.io.blocked && natsConnection_Buffered(lattice.nc) > WRITE_MAX / 2;
+    bool more = false, full = lattice_is_full();
     for (size_t i = 0; i <= LINK_SLOTS; i++) {
         struct conn *c = i < LINK_SLOTS ? &links[i].conn : &lattice;
         if (c->state != CONN_UP) continue;
         bool read = c == &lattice || (!full && may_read(&links[i]));
         more |= read && c->io.more;
-        if (!read) c->io.heard_ms = now; /* it is we who do not listen */
         conns[count] = c;
-        fds[count++] = (struct pollfd){.fd = c->fd, .events = (short)((read ? POLLIN : 0) | (atomic_load(&c->wants_write) ? POLLOUT : 0))};
+        fds[count++] = conn_events(c, read);
     }
-    if (poll(fds, count, sleep_ms(more)) < 0 && errno != EINTR) die("poll: %s", strerror(errno));
-    now = monotonic_ms();
-    uint64_t ignored;
-    if (fds[0].revents && read(net.wake_fd, &ignored, sizeof(ignored)) < 0 && errno != EAGAIN) die("eventfd: %s", strerror(errno));
-    for (nfds_t i = 1; i < count; i++) {
-        if (conns[i]->state != CONN_UP) continue; /* what another said has ended it */
-        if (fds[i].revents & (POLLOUT | POLLERR | POLLHUP)) conns[i]->io.blocked = false;
-        if ((fds[i].revents & (POLLIN | POLLERR | POLLHUP)) || ((fds[i].events & POLLIN) && conns[i]->io.more)) {
-            conns[i]->io.heard_ms = now;
-            natsConnection_ProcessReadEvent(conns[i]->nc);
-            conns[i]->io.more = !atomic_load(&conns[i]->closed) && tls_has_input(conns[i]->fd);
-        }
-    }
+    wait_for(fds, count, sleep_ms(more));
+    for (nfds_t i = 1; i < count; i++) conn_read(conns[i], &fds[i]);
 }
 
 static void tick(pid_t parent) {
@@ -2298,10 +2334,13 @@ static const char *host_text(const json_t *host, const char *key) {
     return v && json_is_string(v) ? json_string_value(v) : "";
 }
 
-static json_t *host_object(const json_t *host, const char *key) {
+/* An object or a list of the host data: missing and null are `empty`, which the caller has made for it. */
+static json_t *host_part(const json_t *host, const char *key, json_t *empty) {
     json_t *v = json_object_get(host, key);
-    if (v && !json_is_object(v) && !json_is_null(v)) die("host data: %s is no object", key);
-    return json_is_object(v) ? json_incref(v) : json_object();
+    if (!v || json_is_null(v)) return empty;
+    if (json_typeof(v) != json_typeof(empty)) die("host data: %s is no %s", key, json_is_array(empty) ? "list" : "object");
+    json_decref(empty);
+    return json_incref(v);
 }
 
 static void host_token(const json_t *host, const char *key, const char *missing, char out[ID_MAX]) {
@@ -2315,7 +2354,6 @@ static void host_token(const json_t *host, const char *key, const char *missing,
 /* Everything in the host data that outlives it. protocol: wasmCloud, crates/core, host.rs. */
 static void read_host(const json_t *host) {
     const char *ours = host_text(host, "provider_xkey_private_key"), *hosts = host_text(host, "host_xkey_public_key");
-    json_t *list = json_object_get(host, "link_definitions");
     if (!json_is_object(host)) die("host data: the JSON is no object");
     set_level(host_text(host, "log_level"));
     if (getenv("RUST_LOG")) set_level(getenv("RUST_LOG"));
@@ -2326,10 +2364,9 @@ static void read_host(const json_t *host) {
     (void)snprintf(self.host_id, ID_MAX, "%s", host_text(host, "host_id"));
     if (*ours && *hosts && !box_start(span_of(hosts), span_of(ours)))
         die("host data: host_xkey_public_key (X…) and provider_xkey_private_key (SX…) are no pair of X25519 nkeys");
-    self.config = host_object(host, "config");
-    self.secrets = host_object(host, "secrets");
-    if (list && !json_is_array(list) && !json_is_null(list)) die("host data: link_definitions is no list");
-    self.links = json_is_array(list) ? json_incref(list) : json_array();
+    self.config = host_part(host, "config", json_object());
+    self.secrets = host_part(host, "secrets", json_object());
+    self.links = host_part(host, "link_definitions", json_array());
 }
 
 /* The lattice's settings: URL and user from the host data; the rest as lattice_… from the provider's own configuration. */
@@ -2350,23 +2387,28 @@ static json_t *lattice_settings(const json_t *host) {
     return settings;
 }
 
+/* Reads what there is, at most `room` bytes. Returns 0 at the end. */
+static size_t read_some(int fd, uint8_t *at, size_t room) {
+    ssize_t n;
+    do n = read(fd, at, room);
+    while (n < 0 && errno == EINTR);
+    if (n < 0) die("cannot read: %s", strerror(errno));
+    return (size_t)n;
+}
+
 /* Reads into scratch, to the end of a line or of the file. Returns how many bytes stand before it. */
 static size_t read_input(int fd, bool line) {
+    const uint8_t *end = NULL;
     size_t have = 0;
-    for (;;) {
-        ssize_t n = read(fd, scratch + have, HOST_DATA_MAX - have);
-        if (n < 0 && errno == EINTR) continue;
-        if (n < 0) die("cannot read: %s", strerror(errno));
-        uint8_t *end = n > 0 && line ? memchr(scratch + have, '\n', (size_t)n) : NULL;
-        have += (size_t)n;
-        if (end) have = (size_t)(end - scratch);
-        if (end || (n == 0 && !line)) break;
-        if (n == 0 && have == 0) die("host data: standard input is empty; a wasmCloud host writes one line of base64 to it");
-        if (n == 0) die("host data: the line has no end after %zu bytes; the host must have been cut off", have);
+    for (size_t n = 1; n > 0 && !end; have += n) {
         if (have == HOST_DATA_MAX) die("host data: longer than HOST_DATA_MAX, %d bytes", HOST_DATA_MAX);
+        n = read_some(fd, scratch + have, HOST_DATA_MAX - have);
+        if (line) end = memchr(scratch + have, '\n', n);
     }
-    while (have > 0 && isspace(scratch[have - 1])) have--;
-    return have;
+    if (!line) return have;
+    if (have == 0) die("host data: standard input is empty; a wasmCloud host writes one line of base64 to it");
+    if (!end) die("host data: the line has no end after %zu bytes; the host must have been cut off", have);
+    return (size_t)(end - scratch);
 }
 
 /* The JSON in scratch, as it is or in base64. What is wrong is named by its place only, since it may be a secret. */
@@ -2374,6 +2416,7 @@ static json_t *parse_input(size_t len, bool base64) {
     const char *text = (const char *)scratch, *end = NULL;
     json_error_t error;
     const size_t input = len;
+    while (len > 0 && isspace(scratch[len - 1])) len--;
     if (len == 0) die("host data: the line is empty");
     if (base64) {
         size_t decoded = 0;
@@ -2387,27 +2430,37 @@ static json_t *parse_input(size_t len, bool base64) {
     return json;
 }
 
+static void print_tls(const json_t *s) {
+    const char *ca_file = get(s, "tls_ca_file"), *trusted = get(s, "tls_ca") ? "tls_ca" : ca_file ? ca_file : "the system's CAs";
+    printf("    TLS           %s, trusting %s%s\n", is_true(s, "tls_first") ? "first of all" : "if the URL or the server asks for it",
+           trusted, get(s, "tls_cert") ? ", with tls_cert" : "");
+}
+
+static void print_link(const struct link *l) {
+    const json_t *s = l->conn.settings;
+    const char *uris = get(s, "cluster_uris"), *subscriptions = get(s, "subscriptions");
+    struct span item;
+    printf("link %s: %s\n", l->conn.topic.name, l->is_handler ? "calls the component's handle-message" : "serves the component's publish and request");
+    for (size_t n = 0; list_item(uris, n, &item); n++) printf("    server        %.*s\n", (int)url_address(item).len, url_address(item).at);
+    printf("    credentials   %s\n", get(s, "client_jwt") ? "client_jwt and client_seed" : "none, or in the URL");
+    print_tls(s);
+    if (!l->is_handler) return;
+    for (size_t n = 0; subscriptions && list_item(subscriptions, n, &item); n++) printf("    subscription  %.*s\n", (int)item.len, item.at);
+    printf("    in flight     %" PRIu64 ", for %" PRIu64 " ms each\n", l->max_in_flight, l->handler_timeout_ms);
+}
+
 /* Says what the provider would do with a link. */
 static void check_link(const json_t *json) {
     const char *why;
     bool is_handler;
     char label[300];
-    struct span item;
     struct link *l = free_slot();
     json_t *definition = read_definition(json, &is_handler, &why);
     if (!definition) die("link %s: %s", link_label(json, label), why);
     if (!l) die("more than LINKS_MAX (%d) links", LINKS_MAX);
     link_fill(l, definition, merge_settings(definition, is_handler), is_handler);
     if (*l->wrong) die("link %s: %s", l->conn.topic.name, l->wrong);
-    const json_t *s = l->conn.settings;
-    const char *uris = get(s, "cluster_uris"), *subscriptions = get(s, "subscriptions"), *ca_file = get(s, "tls_ca_file");
-    printf("link %s: %s\n", l->conn.topic.name, is_handler ? "calls the component's handle-message" : "serves the component's publish and request");
-    for (size_t n = 0; list_item(uris, n, &item); n++) printf("    server        %.*s\n", (int)url_address(item).len, url_address(item).at);
-    printf("    credentials   %s\n", get(s, "client_jwt") ? "client_jwt and client_seed" : "none, or in the URL");
-    printf("    TLS           %s, trusting %s%s\n", is_true(s, "tls_first") ? "first of all" : "if the URL or the server asks for it",
-           get(s, "tls_ca") ? "tls_ca" : ca_file ? ca_file : "the system's CAs", get(s, "tls_cert") ? ", with tls_cert" : "");
-    for (size_t n = 0; subscriptions && list_item(subscriptions, n, &item); n++) printf("    subscription  %.*s\n", (int)item.len, item.at);
-    if (is_handler) printf("    in flight     %" PRIu64 ", for %" PRIu64 " ms each\n", l->max_in_flight, l->handler_timeout_ms);
+    print_link(l);
 }
 
 /* Which side of a lone link the provider is on: its interfaces tell. */
@@ -2471,14 +2524,20 @@ static void start_lattice(json_t *settings) {
 }
 
 #ifndef PROVIDER_WITHOUT_MAIN /* devel/unit.c includes this file */
+/* Answers a command line that does not ask for a run. Returns its exit code, or -1. */
+static int answer(int argc, char **argv) {
+    if (argc == 2 && strcmp(argv[1], "--help") == 0) return fputs(help, stdout) < 0;
+    if (argc == 2 && strcmp(argv[1], "--version") == 0) return print_version(), 0;
+    if (argc == 3 && strcmp(argv[1], "--check") == 0) return check(argv[2]);
+    return argc > 1 || isatty(STDIN_FILENO) ? (fputs(help, stderr), 2) : -1;
+}
+
 int main(int argc, char **argv) {
     pid_t parent = getppid();
     json_set_alloc_funcs(malloc, free_wiped);
     if (sodium_init() < 0) die("libsodium does not start: no source of random bytes");
-    if (argc == 2 && strcmp(argv[1], "--help") == 0) return fputs(help, stdout) < 0;
-    if (argc == 2 && strcmp(argv[1], "--version") == 0) return print_version(), 0;
-    if (argc == 3 && strcmp(argv[1], "--check") == 0) return check(argv[2]);
-    if (argc > 1 || isatty(STDIN_FILENO)) return fputs(help, stderr), 2;
+    int code = answer(argc, argv);
+    if (code >= 0) return code;
 
     json_t *host = parse_input(read_input(STDIN_FILENO, true), true);
     read_host(host);

@@ -429,21 +429,30 @@ static bool is_for_address(const SSL *s, const mbedtls_x509_crt *crt)
     return false;
 }
 
+/* A name or an address that a certificate is for, in words; NULL for what is neither. */
+static const char *name_words(const mbedtls_x509_buf *name, char address[INET6_ADDRSTRLEN],
+                              size_t *length)
+{
+    int kind = name->tag & MBEDTLS_ASN1_TAG_VALUE_MASK;
+    *length = name->len;
+    if (kind == MBEDTLS_X509_SAN_DNS_NAME)
+        return (const char *) name->p;
+    if (kind != MBEDTLS_X509_SAN_IP_ADDRESS || (name->len != 4 && name->len != 16))
+        return NULL;
+    (void) inet_ntop(name->len == 4 ? AF_INET : AF_INET6, name->p, address, INET6_ADDRSTRLEN);
+    *length = strlen(address);
+    return address;
+}
+
 /* The names and addresses a certificate is for, as many as fit. */
 static void list_names(const mbedtls_x509_crt *crt, char *text, size_t size)
 {
-    size_t at = 0;
+    size_t at = 0, length;
     text[0] = '\0';
     for (const mbedtls_x509_sequence *n = &crt->subject_alt_names; n != NULL; n = n->next) {
         char address[INET6_ADDRSTRLEN];
-        const char *name = (const char *) n->buf.p;
-        size_t length = n->buf.len;
-        int kind = n->buf.tag & MBEDTLS_ASN1_TAG_VALUE_MASK;
-
-        if (kind == MBEDTLS_X509_SAN_IP_ADDRESS && (length == 4 || length == 16)) {
-            name = inet_ntop(length == 4 ? AF_INET : AF_INET6, name, address, sizeof(address));
-            length = strlen(address);
-        } else if (kind != MBEDTLS_X509_SAN_DNS_NAME)
+        const char *name = name_words(&n->buf, address, &length);
+        if (name == NULL)
             continue;
         if (at + length + 3 > size)
             return;
@@ -686,18 +695,24 @@ static bool shake_hands(SSL *s)
     return true;
 }
 
+/* The link's own CAs, or else the system's if there is something to verify. */
+static mbedtls_x509_crt *trusted_by(const SSL *s)
+{
+    if (s->ctx->ca.raw.p != NULL)
+        return &s->ctx->ca;
+    return s->verify ? &system_cas.chain : NULL;
+}
+
 int SSL_do_handshake(SSL *s)
 {
-    SSL_CTX *ctx = s->ctx;
-    bool own_cas = ctx->ca.raw.p != NULL;
-    bool needs_system = s->verify && !own_cas;
+    mbedtls_x509_crt *cas = trusted_by(s);
+    bool needs_system = cas == &system_cas.chain;
 
     if (s->verify && s->name[0] == '\0')
         return why("there is no name to check the server's certificate against"), -1;
     if (needs_system && !system_cas_take())
         return -1;
-    bool ok = configure(s, needs_system ? &system_cas.chain : own_cas ? &ctx->ca : NULL) &&
-              shake_hands(s);
+    bool ok = configure(s, cas) && shake_hands(s);
     if (needs_system) {
         mbedtls_ssl_conf_ca_chain(&s->conf, NULL, NULL); /* nothing verifies after the handshake */
         system_cas_give_back();
@@ -754,8 +769,18 @@ static bool would_block(int rc)
     return rc == MBEDTLS_ERR_SSL_WANT_READ || rc == MBEDTLS_ERR_SSL_WANT_WRITE;
 }
 
-/* Goes on until the caller's buffer is full or nothing is left that poll would not see. (mbedTLS
- * also says WANT_READ after a session ticket, with data of the caller's behind it.) */
+/* Whether to read on after a read that brought nothing: while poll would not see what is left.
+ * (mbedTLS also says WANT_READ after a session ticket, with data of the caller's behind it.) */
+static bool read_on(SSL *s, int rc)
+{
+    if (would_block(rc))
+        return rc == MBEDTLS_ERR_SSL_WANT_READ && s->ahead_length > 0;
+    if (rc != MBEDTLS_ERR_SSL_RECEIVED_NEW_SESSION_TICKET)
+        end_session(s, rc);
+    return s->state == ALIVE;
+}
+
+/* Goes on until the caller's buffer is full or nothing is left that poll would not see. */
 int SSL_read(SSL *s, void *buffer, int size)
 {
     size_t got = 0, room = size > 0 ? (size_t) size : 0;
@@ -766,10 +791,8 @@ int SSL_read(SSL *s, void *buffer, int size)
         int rc = mbedtls_ssl_read(&s->tls, (unsigned char *) buffer + got, room - got);
         if (rc > 0)
             got += (size_t) rc;
-        else if (would_block(rc) && (rc == MBEDTLS_ERR_SSL_WANT_WRITE || s->ahead_length == 0))
+        else if (!read_on(s, rc))
             break;
-        else if (!would_block(rc) && rc != MBEDTLS_ERR_SSL_RECEIVED_NEW_SESSION_TICKET)
-            end_session(s, rc);
     }
     s->has_input = s->state != ALIVE ? got > 0
                                      : s->ahead_length > 0 || mbedtls_ssl_get_bytes_avail(&s->tls);
@@ -788,14 +811,16 @@ static int write_record(SSL *s, const unsigned char *data, size_t length)
     int most = mbedtls_ssl_get_max_out_record_payload(&s->tls);
     int rc = most;
 
-    if (s->pending > 0 && *unsent == 0)
-        return (int) s->pending;
-    if (s->pending == 0 && *unsent > 0)
+    if (s->pending > 0) {
+        if (*unsent == 0)
+            return (int) s->pending;
+        length = s->pending;
+    } else if (*unsent > 0 && most >= 0)
         rc = mbedtls_ssl_write(&s->tls, data, 0); /* only sends off what is there */
-    if (most < 0 || rc < 0)
-        return most < 0 ? most : rc;
-    if (s->pending > 0 || length > (size_t) most)
-        length = s->pending > 0 ? s->pending : (size_t) most;
+    if (rc < 0)
+        return rc;
+    if (length > (size_t) most)
+        length = (size_t) most; /* what is pending has passed here before */
     rc = mbedtls_ssl_write(&s->tls, data, length);
     s->pending = rc < 0 && *unsent > 0 ? length : 0;
     return rc;
