@@ -8,7 +8,7 @@
  *     component ◀── handle-message ─── lattice ◀── provider ◀── the link's NATS server       (calls to components)
  *
  * The *lattice* is the NATS server that hosts and providers share; calls on it are wRPC. Each link has a connection of its
- * own, to the server that its configuration names. The file is a house of eleven rooms; each uses only those before it:
+ * own, to the server that its configuration names. The file is a house of twelve rooms; each uses only those before it:
  *
  *      1 memory                 the arena under every library
  *      2 log                    one line, one write; what would repeat a thousand times is counted
@@ -18,9 +18,10 @@
  *      6 links                  what a host asks for, merged with the defaults
  *      7 calls                  slots, inboxes, answers
  *      8 calls from components  publish and request
- *      9 calls to components    handle-message, its backlog and its pauses
- *     10 control                link put and delete, config update, health, shutdown
- *     11 the loop, and main    and the host data that starts it
+ *      9 JetStream              pull consumers: what is asked for, and acknowledged
+ *     10 calls to components    handle-message, its backlog and its pauses
+ *     11 control                link put and delete, config update, health, shutdown
+ *     12 the loop, and main     and the host data that starts it
  *
  * All of this runs on one thread, in the loop at the end. nats.c keeps three threads of its own, which do nothing here, and
  * each attempt to connect runs on a thread that lives as long as the attempt; what that may touch is said in room 5.
@@ -696,12 +697,13 @@ struct conn {
     struct topic topic;    /* what its log lines are about */
     json_t *settings;      /* key → string: cluster_uris, client_jwt, tls_ca, …; see setting_keys */
     void (*on_up)(struct conn *);
-    void (*on_message)(struct conn *, natsMsg *);  /* does not keep the message */
+    void (*on_message)(struct conn *, natsMsg *, bool pulled);  /* does not keep the message; pulled: it came to pulls */
     void (*on_down)(struct conn *, const char *why);  /* or NULL */
     uint64_t ping_ms;
     size_t write_max;      /* bytes that may wait to be written */
-    char inbox[INBOX_MAX]; /* what is sent to "{inbox}.…" comes back to us; ends with a dot */
+    char inbox[INBOX_MAX]; /* what is sent to "{inbox}…" comes back to us; ends with ".c." */
     size_t inbox_len;
+    bool pulls;            /* it pulls messages as well: JetStream sends them to where inbox ends with ".p." instead */
 
     /* the attempt's */
     natsConnection *nc;
@@ -731,8 +733,8 @@ struct conn {
 static struct {
     int wake_fd;           /* an eventfd: other threads and signals wake the loop by writing to it */
     unsigned up;           /* connections that are up */
-    struct { natsSubscription *sub; const struct conn *of; }
-        subs[SUBSCRIPTIONS_MAX + 2 * (LINKS_MAX + LINKS_LEAVING_MAX) + 16]; /* with inboxes, and the lattice's own */
+    struct { natsSubscription *sub; const struct conn *of; bool pulled; }
+        subs[SUBSCRIPTIONS_MAX + 3 * (LINKS_MAX + LINKS_LEAVING_MAX) + 16]; /* with inboxes, and the lattice's own */
 } net = {.wake_fd = -1};
 
 /* Exported by libnats from 3.10 to today's main, though not in nats.h. The filter is called for each message on the thread
@@ -865,12 +867,16 @@ static void *connect_thread(void *arg) {
     return NULL;
 }
 
-/* The next attempt comes after between half of the pause and all of it, so that 10,000 gateways do not come back at once. */
+/* When to try again after so many failures in a row: the pause doubles, and is between half of that and all of it, so that
+ * 10,000 gateways do not come back at once. */
+static uint64_t retry_at(unsigned failures) {
+    uint32_t pause = MIN((uint32_t)RETRY_MIN_MS << MIN(failures, 10), (uint32_t)RETRY_MAX_MS);
+    return now + pause / 2 + randombytes_uniform(pause / 2 + 1);
+}
+
 static void conn_wait(struct conn *c) {
-    uint32_t pause = MIN((uint32_t)RETRY_MIN_MS << MIN(c->failures, 10), (uint32_t)RETRY_MAX_MS);
-    c->failures++;
     c->state = CONN_WAITING;
-    c->due_ms = now + pause / 2 + randombytes_uniform(pause / 2 + 1);
+    c->due_ms = retry_at(c->failures++);
 }
 
 static void conn_connect(struct conn *c) {
@@ -886,12 +892,17 @@ static void conn_connect(struct conn *c) {
     pthread_detach(thread);
 }
 
-/* An inbox that nobody else has. Ends with a dot. Returns its length. */
+/* An inbox that nobody else has. Returns its length. */
 static size_t inbox_make(char out[INBOX_MAX], const char *prefix) {
     uint8_t random[11];
     char hex[2 * sizeof(random) + 1];
     randombytes_buf(random, sizeof(random));
-    return (size_t)snprintf(out, INBOX_MAX, "%s.%s.", prefix, sodium_bin2hex(hex, sizeof(hex), random, sizeof(random)));
+    return (size_t)snprintf(out, INBOX_MAX, "%s.%s.c.", prefix, sodium_bin2hex(hex, sizeof(hex), random, sizeof(random)));
+}
+
+/* The kind of inbox of ours that a subject is in, 'c' or 'p'; or 0. */
+static char inbox_kind(const struct conn *c, const char *subject) {
+    return strncmp(subject, c->inbox, c->inbox_len - 2) == 0 && subject[c->inbox_len - 1] == '.' ? subject[c->inbox_len - 2] : 0;
 }
 
 /* Begins to connect, for good. The caller has set what is constant; settings now belong to the connection. */
@@ -902,24 +913,47 @@ static void conn_start(struct conn *c) {
     conn_connect(c);
 }
 
-/* Every message of a connection comes through here, and is gone when this returns. */
+/* Every message of a connection comes through here, and is gone when this returns. Only where messages are pulled, those
+ * whose subject does not say by which subscription they came go on into nats.c's queues, for conn_read() to ask: anybody can
+ * publish a message that looks pulled, and it must not be acknowledged. */
 static void on_filter(natsConnection *nc, natsMsg **msg, void *user) {
     struct conn *c = user;
     natsMsg *m = *msg;
     (void)nc;
-    *msg = NULL;
     const char *subject = natsMsg_GetSubject(m);
-    if (strncmp(subject, c->inbox, c->inbox_len) == 0 && strcmp(subject + c->inbox_len, "echo") == 0) c->io.echoed = true;
-    else if (!c->io.broken) c->on_message(c, m);
+    char kind = inbox_kind(c, subject);
+    if (c->pulls && !kind) return;
+    *msg = NULL;
+    if (kind == 'c' && strcmp(subject + c->inbox_len, "echo") == 0) c->io.echoed = true;
+    else if (!c->io.broken) c->on_message(c, m, false);
     natsMsg_free(m);
 }
 
-/* Ends subscriptions: all, or all but the one to the inbox, which means no new work while answers still come. */
+/* The next message in nats.c's queue of a subscription, or NULL. (It swallows one that says 503, and then has the next.) */
+static natsMsg *next_queued(natsSubscription *sub) {
+    natsMsg *m = NULL;
+    natsStatus s;
+    do s = natsSubscription_NextMsg(&m, sub, 0);
+    while (s == NATS_NO_RESPONDERS || s == NATS_SLOW_CONSUMER);
+    return s == NATS_OK ? m : NULL;
+}
+
+/* Reads what there is, and hands it out. */
+static void conn_read(struct conn *c) {
+    c->io.heard_ms = now;
+    natsConnection_ProcessReadEvent(c->nc);
+    c->io.more = !atomic_load(&c->closed) && tls_has_input(c->fd);
+    for (size_t i = 0; c->pulls && i < COUNT_OF(net.subs); i++)
+        for (natsMsg *m; net.subs[i].of == c && (m = next_queued(net.subs[i].sub)); natsMsg_free(m))
+            if (!c->io.broken) c->on_message(c, m, net.subs[i].pulled);
+}
+
+/* Ends subscriptions: all, or all but those to our inboxes, which means no new work while answers still come. */
 static void conn_unsubscribe(struct conn *c, bool all) {
     for (size_t i = 0; i < COUNT_OF(net.subs); i++) {
         if (net.subs[i].of != c) continue;
         const char *subject = natsSubscription_GetSubject(net.subs[i].sub); /* NULL: it ended with its connection */
-        if (!all && (!subject || strncmp(subject, c->inbox, c->inbox_len) == 0)) continue;
+        if (!all && (!subject || inbox_kind(c, subject))) continue;
         natsSubscription_Destroy(net.subs[i].sub);
         net.subs[i].of = NULL;
     }
@@ -948,13 +982,14 @@ static bool conn_subscribe(struct conn *c, const char *subject, const char *queu
             return false;
         }
         net.subs[i].of = c;
+        net.subs[i].pulled = inbox_kind(c, subject) == 'p';
         return true;
     }
     return false;
 }
 
 static void conn_came_up(struct conn *c) {
-    char inbox[INBOX_MAX + 2];
+    char inbox[INBOX_MAX + 2], pulled[INBOX_MAX];
     c->state = CONN_UP;
     memset(&c->io, 0, sizeof(c->io));
     c->io.up_ms = c->io.heard_ms = now;
@@ -965,6 +1000,8 @@ static void conn_came_up(struct conn *c) {
     say(&c->topic, LEVEL_INFO, "connected to %s", c->outcome);
     (void)snprintf(inbox, sizeof(inbox), "%s>", c->inbox);
     (void)conn_subscribe(c, inbox, NULL);
+    (void)snprintf(pulled, sizeof(pulled), "%.*sp.>", (int)c->inbox_len - 2, c->inbox);
+    if (c->pulls) (void)conn_subscribe(c, pulled, NULL);
     c->on_up(c);
 }
 
@@ -1103,11 +1140,32 @@ static void conn_step(struct conn *c) {
  */
 enum { ID_MAX = 128, LINK_SLOTS = LINKS_MAX + LINKS_LEAVING_MAX };
 
+/* What became of messages and calls. Handler links: received = all of the others + those that are open. */
+enum count { RECEIVED, HANDLED, ERROR, TRAP, TIMEOUT, DROPPED, RETURNED, /* consumer links: */ CALLS, OK, FAILED, COUNTS };
+static const char *const count_names[] = {"received", "handled", "error", "trap", "timeout", "dropped", "returned", "calls", "ok", "failed"};
+
+/* A pull consumer of JetStream, from which a handler link takes messages: see room 9. */
+struct consumer {
+    struct link *link;
+    const char *stream, *name;          /* in the link's `consumers` */
+    uint64_t max_messages, max_bytes;   /* of one request, as the link wants it */
+    enum { CONSUMER_UNKNOWN, CONSUMER_ASKED, CONSUMER_READY } state;
+    uint64_t batch, bytes, expires_ms;  /* of one request, as the consumer allows it */
+    uint64_t ack_wait_ms, max_deliver;  /* of the consumer; max_deliver 0: no limit */
+    uint32_t question;                  /* number of the last question, in the inbox for its answers */
+    unsigned wanted;                    /* messages that the request under way is still to bring; 0: none is under way */
+    unsigned open;                      /* slots that its messages hold */
+    uint64_t due_ms;                    /* UNKNOWN: when to ask; else: when to give up waiting for a sign of it */
+    unsigned failures;                  /* in a row */
+    char trouble[128];                  /* why it gives no messages, or "" */
+};
+
 struct link {
     struct conn conn;          /* first, so that a connection's callbacks find their link */
     bool used, is_handler;
     bool leaving, replaced;    /* leaving: deleted or replaced, until its calls have ended */
     bool stale;                /* its settings changed, but there was no slot to start it anew */
+    bool subscribed;           /* it has subscriptions */
     bool overloaded;           /* its component had all that it may have, or messages waited */
     char component[ID_MAX], name[ID_MAX];
     json_t *definition;        /* normalised, see read_definition() */
@@ -1117,12 +1175,20 @@ struct link {
     char subject[3 * ID_MAX];  /* handler links: where the component's host listens for our calls */
     uint64_t max_in_flight, handler_timeout_ms;
 
+    json_t *consumers_json;    /* what `consumers` holds; the table's strings are in it */
+    struct consumer consumers[CONSUMERS_PER_LINK];
+    size_t consumer_count;
+
     /* kept by the rooms of calls */
+    uint64_t counts[COUNTS];
     unsigned calls;            /* slots it holds */
     unsigned with_component;   /* of them, messages that the component has */
     unsigned unsettled;        /* of them, CALL_OUT and CALL_HELD: writing may bring them on */
     struct record *backlog, *backlog_last;  /* messages that the component cannot have yet, oldest first */
     unsigned waiting;          /* how many those are */
+    struct call *kept;         /* messages of consumers that the component cannot have yet: CALL_KEPT, the oldest first */
+    unsigned absences;         /* how often in a row nobody ran the component */
+    uint64_t absent_until_ms;  /* when to try it again */
     size_t held;               /* bytes of records: backlog, and parameters of its calls */
     uint64_t pause_until_ms, next_pause_ms;
 };
@@ -1130,12 +1196,13 @@ struct link {
 static struct link links[LINK_SLOTS];
 #define EACH_LINK(l) for (struct link *l = links; l < links + LINK_SLOTS; l++) if (l->used)
 
-/* What this provider was started as, from the host data. Config, links and refused change later, in room 10. */
+/* What this provider was started as, from the host data. Config, links, refused and stopping change later, in room 11. */
 static struct {
     char host_id[ID_MAX], lattice[ID_MAX], key[ID_MAX];
     json_t *config, *secrets;  /* defaults for every link; config may be updated */
     json_t *links;             /* of the host data, until the lattice is up */
     char refused[400];         /* the last link that found no place, in words, or "" */
+    bool stopping;             /* no new work */
     struct topic topic;        /* for log lines about no link in particular */
 } self = {.topic = {.kind = "provider"}};
 
@@ -1181,6 +1248,29 @@ static json_t *merge_settings(const json_t *definition, bool is_handler) {
         json_object_del(settings, "tls_ca"); /* the link's own file, not the text that others use */
     if (!get(settings, "cluster_uris")) json_object_set_new(settings, "cluster_uris", json_string("nats://127.0.0.1:4222"));
     return settings;
+}
+
+/* The table in `consumers`, a JSON list; or NULL and why it is none. Names are tokens, short enough that the subject of an
+ * acknowledgement, which has both and five numbers, is a subject that we keep (INBOX_MAX). */
+static json_t *read_consumers(const char *text, const char **why) {
+    size_t i;
+    json_t *list = json_loads(text, JSON_REJECT_DUPLICATES, NULL), *item;
+    *why = "consumers is no JSON list of {\"stream\":\"…\",\"consumer\":\"…\"}";
+    bool ok = json_is_array(list);
+    json_array_foreach(list, i, item) {
+        const char *stream = get(item, "stream"), *name = get(item, "consumer");
+        const json_t *most = json_object_get(item, "max_messages"), *bytes = json_object_get(item, "max_bytes");
+        ok &= is_token(stream) && is_token(name) && strlen(stream) + strlen(name) < INBOX_MAX / 2;
+        ok &= (!most || json_integer_value(most) > 0) && (!bytes || json_integer_value(bytes) > 0);
+        for (size_t j = 0; ok && j < i; j++) {
+            const json_t *other = json_array_get(list, j);
+            if (strcmp(get(other, "stream"), stream) == 0 && strcmp(get(other, "consumer"), name) == 0) ok = false, *why = "consumers names one twice";
+        }
+    }
+    if (ok && json_array_size(list) > CONSUMERS_PER_LINK) ok = false, *why = "consumers has more than CONSUMERS_PER_LINK entries";
+    if (ok) return list;
+    json_decref(list);
+    return NULL;
 }
 
 static bool has_pem(const json_t *settings, const char *key) { return !get(settings, key) || strstr(get(settings, key), "-----BEGIN "); }
@@ -1247,8 +1337,10 @@ static const char *wrong_settings(const json_t *s) {
     if (!number_in(s, "max_in_flight", 1, CALLS_MAX / 2, 1, &n)) return "max_in_flight is no number from 1 to half of CALLS_MAX";
     if (!number_in(s, "handler_timeout_ms", 1, 86400000, 1, &n)) return "handler_timeout_ms is no number from 1 to 86400000";
     if (!are_subscriptions(get(s, "subscriptions"), &count)) return "subscriptions is no list of subject or subject|queue, or it is too long";
-    if (get(s, "consumers")) return "consumers: JetStream is not supported yet; use subscriptions";
-    return NULL;
+    const char *why = NULL;
+    json_t *consumers = get(s, "consumers") ? read_consumers(get(s, "consumers"), &why) : NULL;
+    json_decref(consumers);
+    return consumers ? NULL : why;
 }
 
 static const char *const link_ids[] = {"source_id", "target", "name", "wit_namespace", "wit_package"};
@@ -1303,6 +1395,21 @@ static const char *link_label(const json_t *json, char out[300]) {
     return out;
 }
 
+/* The table of consumers, from settings that were found right. */
+static void link_fill_consumers(struct link *l) {
+    size_t i;
+    const char *why;
+    const json_t *item;
+    if (*l->wrong || !get(l->conn.settings, "consumers")) return;
+    l->consumers_json = read_consumers(get(l->conn.settings, "consumers"), &why);
+    json_array_foreach(l->consumers_json, i, item)
+        l->consumers[i] = (struct consumer){.link = l, .stream = get(item, "stream"), .name = get(item, "consumer"),
+                                            .max_messages = (uint64_t)json_integer_value(json_object_get(item, "max_messages")),
+                                            .max_bytes = (uint64_t)json_integer_value(json_object_get(item, "max_bytes"))};
+    l->consumer_count = json_array_size(l->consumers_json);
+    l->conn.pulls = l->consumer_count > 0;
+}
+
 /* Fills a free slot; `definition` and `settings` now belong to it. */
 static void link_fill(struct link *l, json_t *definition, json_t *settings, bool is_handler) {
     size_t count, sum = 0;
@@ -1322,6 +1429,17 @@ static void link_fill(struct link *l, json_t *definition, json_t *settings, bool
     (void)snprintf(l->wrong, sizeof(l->wrong), "%s", wrong ? wrong : "");
     (void)number_in(settings, "max_in_flight", 1, CALLS_MAX / 2, MAX_IN_FLIGHT_DEFAULT, &l->max_in_flight);
     (void)number_in(settings, "handler_timeout_ms", 1, 86400000, HANDLER_TIMEOUT_MS_DEFAULT, &l->handler_timeout_ms);
+    l->subscribed = is_handler && get(settings, "subscriptions");
+    link_fill_consumers(l);
+}
+
+/* What became of all messages and calls so far. */
+static void link_report(struct link *l) {
+    char words[400];
+    size_t at = 0;
+    for (enum count i = l->is_handler ? RECEIVED : CALLS; i < (l->is_handler ? CALLS : COUNTS); i++)
+        at += (size_t)snprintf(words + at, sizeof(words) - at, "%s=%" PRIu64 " ", count_names[i], l->counts[i]);
+    say(&l->conn.topic, LEVEL_INFO, "counts: %sopen=%u", words, l->calls + l->waiting);
 }
 
 /*
@@ -1336,8 +1454,8 @@ static void link_fill(struct link *l, json_t *definition, json_t *settings, bool
  *     caller ◀─ the result, in pieces, then an empty message ── Rc.results
  *     caller ◀─ a string: the call failed (hosts of 1.0) ── Rc.error
  *
- * Rc, Rs and the reply subject of a request are inboxes of ours: "{inbox}{slot}{generation}". The generation makes what
- * comes for a call that has ended, or was never made, find nobody.
+ * Rc, Rs and the reply subject of a request are inboxes of ours: "{inbox}{slot}{generation}". The generation is random, so
+ * that what comes for a call that has ended, or was never made, finds nobody: who was asked once could guess any other.
  *
  * In:  a link that wants a slot. Out: slots, inboxes, answers on the lattice. Touches: slots, and the links' counts.
  */
@@ -1345,6 +1463,7 @@ static struct conn lattice;   /* the connection to the hosts */
 
 enum call_kind {
     CALL_FREE, CALL_HANDLER,  /* to a component: no result yet */
+    CALL_KEPT,                /* a consumer's message, to be tried (again) when the component can have it */
     CALL_PARAMS, CALL_HELD,   /* from a component: more parameters are to come; the write buffer of its link is full */
     CALL_OUT, CALL_REQUEST,   /* publish: the kernel has not taken the bytes yet; request: no reply yet */
 };
@@ -1353,15 +1472,21 @@ struct call {
     enum call_kind kind;
     bool is_request;       /* from a component: request, not publish */
     bool shaken;           /* to a component: the handshake was seen */
-    uint32_t generation;
-    struct call *next;     /* in the list of free slots */
+    bool whole;            /* held: these are all of the parameters */
+    uint32_t sent;         /* to a component: bytes of held that went out with the first message */
+    uint64_t generation;
+    struct call *next;     /* in the list of free slots, or of those that a link keeps */
     struct link *link;
     uint64_t deadline_ms;
     uint64_t out_at;       /* CALL_OUT: done when the connection has written this many bytes */
     size_t needs;          /* CALL_PARAMS: bytes to have before it is worth another try */
-    struct record *held;   /* CALL_PARAMS, CALL_HELD: all so far; CALL_HANDLER: what did not fit into the first piece; or NULL */
-    char caller[INBOX_MAX];/* from a component: Rc */
+    struct record *held;   /* CALL_PARAMS, CALL_HELD: all so far; CALL_HANDLER: all, or what did not fit into the first piece; or NULL */
+    char reply[INBOX_MAX]; /* where the outcome goes: Rc of a component's call; where a consumer's message is acknowledged */
     struct result result;  /* to a component */
+
+    struct consumer *consumer;  /* whose message it is; NULL: a subscription's */
+    uint64_t progress_ms;       /* when JetStream must hear that it is still being worked on */
+    uint64_t kept_until_ms;     /* when it is given back; 0: it was not kept yet */
 };
 
 static struct {
@@ -1369,7 +1494,7 @@ static struct {
     struct call *free;     /* those that were used before */
     size_t fresh;          /* slots from this one on were never used */
     unsigned used;
-    uint64_t next_deadline_ms;
+    uint64_t next_due_ms;  /* when one of them must be looked at */
     char nobody[INBOX_MAX];/* an inbox to which nobody listens */
 } calls;
 
@@ -1407,13 +1532,17 @@ static void record_free(struct link *l, struct record *r) {
     free(r);
 }
 
-/* A record of these parameters, with room for more. NULL: no memory, or none of the link's share; see HELD_MAX. */
+/* Whether a link may hold so many bytes more; see HELD_MAX. */
+static bool may_hold(const struct link *l, size_t size) {
+    return records_held + size <= HELD_MAX && l->held + size <= 2 * (HELD_MAX - records_held - size);
+}
+
+/* A record of these parameters, with room for more. NULL: no memory, or none of the link's share. */
 static struct record *record_make(struct link *l, struct trace t, const uint8_t *params, size_t len, size_t room) {
     struct record head = {.len = (uint32_t)len, .room = (uint32_t)room, .parent = (uint16_t)(t.parent ? strlen(t.parent) + 1 : 0),
                           .state = (uint16_t)(t.state ? strlen(t.state) + 1 : 0)};
     size_t size = record_size(&head);
-    if (records_held + size > HELD_MAX || l->held + size > 2 * (HELD_MAX - records_held - size)) return NULL;
-    struct record *r = malloc(size);
+    struct record *r = may_hold(l, size) ? malloc(size) : NULL;
     if (!r) return NULL;
     *r = head;
     if (r->parent) memcpy(r->bytes, t.parent, r->parent);
@@ -1438,41 +1567,70 @@ static bool record_add(struct link *l, struct record **r, const void *more, size
     return true;
 }
 
+static uint64_t random_64(void) {
+    static uint64_t pool[64]; /* each of libsodium's answers is a system call */
+    static size_t left;
+    if (left == 0) randombytes_buf(pool, sizeof(pool)), left = COUNT_OF(pool);
+    return pool[--left];
+}
+
+/* How many more slots a link may take: a few it can always have, and of the rest as many as leave more free than it holds. */
+static unsigned calls_spare(const struct link *l) {
+    unsigned left = CALLS_MAX - calls.used, own = CALLS_MAX / LINKS_MAX / 4, shared = l->calls + own * LINKS_MAX;
+    return MIN(left, MAX(own - MIN(own, l->calls), (left - MIN(left, shared) + 1) / 2));
+}
+
 /* A slot, or NULL: none is free, or the link has its share. The caller sets kind and deadline by call_until(). */
 static struct call *call_take(struct link *l) {
-    unsigned left = CALLS_MAX - calls.used, own = CALLS_MAX / LINKS_MAX / 4; /* so many each link can always have */
-    if (left == 0 || (l->calls >= own && l->calls + own * LINKS_MAX >= left)) return NULL;
+    if (calls_spare(l) == 0) return NULL;
     struct call *c = calls.free ? calls.free : &calls.slots[calls.fresh++];
     if (calls.free) calls.free = c->next;
-    *c = (struct call){.generation = c->generation, .link = l};
+    *c = (struct call){.generation = random_64(), .link = l};
     calls.used++;
     l->calls++;
     return c;
 }
 
+/* When a call must be looked at again. */
+static void call_due(const struct call *c) {
+    calls.next_due_ms = MIN(calls.next_due_ms, c->consumer ? MIN(c->deadline_ms, c->progress_ms) : c->deadline_ms);
+}
+
 static void call_until(struct call *c, enum call_kind kind, uint64_t deadline_ms) {
     c->kind = kind;
     c->deadline_ms = deadline_ms;
-    if (deadline_ms < calls.next_deadline_ms) calls.next_deadline_ms = deadline_ms;
+    call_due(c);
+}
+
+/* Whether a link's component may have another message now. */
+static bool may_call(const struct link *l) { return l->with_component < l->max_in_flight && lattice.state == CONN_UP && !lattice.io.broken; }
+
+/* Takes a call out of those that its link keeps. */
+static void call_unkeep(struct call *c) {
+    struct call **at = &c->link->kept;
+    while (*at != c) at = &(*at)->next;
+    *at = c->next;
+    c->kind = CALL_FREE;
 }
 
 static void call_free(struct call *c) {
+    if (c->kind == CALL_KEPT) call_unkeep(c);
     c->link->with_component -= c->kind == CALL_HANDLER;
     c->link->unsettled -= c->kind == CALL_OUT || c->kind == CALL_HELD;
     record_free(c->link, c->held);
+    if (c->consumer) c->consumer->open--;
     c->link->calls--;
     c->kind = CALL_FREE;
-    c->generation++;
     c->next = calls.free;
     calls.free = c;
     calls.used--;
 }
 
-/* The inbox of a call: 4 digits of slot, 8 of generation. */
-enum { TOKEN_LEN = 12 };
+/* The inbox of a call: 4 digits of slot, 16 of generation. */
+enum { SLOT_LEN = 4, TOKEN_LEN = SLOT_LEN + 16 };
 
 static void call_inbox(const struct call *c, const struct conn *on, char out[INBOX_MAX + TOKEN_LEN]) {
-    (void)snprintf(out, INBOX_MAX + TOKEN_LEN, "%s%04x%08x", on->inbox, (unsigned)(c - calls.slots), c->generation);
+    (void)snprintf(out, INBOX_MAX + TOKEN_LEN, "%s%04x%016" PRIx64, on->inbox, (unsigned)(c - calls.slots), c->generation);
 }
 
 /* Whether a stranger's inbox can be answered: a subject, with room for what is put behind it. */
@@ -1480,13 +1638,16 @@ static bool is_inbox(const char *text) { return text && strlen(text) + TOKEN_LEN
 
 /* The call whose inbox a subject is, and what stands behind it ("", ".results", …). NULL: no such call, or no more. */
 static struct call *call_of_subject(const struct conn *on, const char *subject, const char **suffix) {
-    char token[TOKEN_LEN + 1] = "";
-    (void)snprintf(token, sizeof(token), "%s", subject + on->inbox_len);
+    const char *token = subject + on->inbox_len;
+    char slot_text[SLOT_LEN + 1] = "", generation[TOKEN_LEN - SLOT_LEN + 1] = "";
     bool valid = strspn(token, "0123456789abcdef") == TOKEN_LEN;
-    uint64_t value = strtoull(token, NULL, 16);
-    *suffix = valid ? subject + on->inbox_len + TOKEN_LEN : "";
-    struct call *c = &calls.slots[(value >> 32) % CALLS_MAX];
-    return valid && value >> 32 < CALLS_MAX && c->kind != CALL_FREE && c->generation == (uint32_t)value ? c : NULL;
+    *suffix = valid ? token + TOKEN_LEN : "";
+    if (!valid) return NULL;
+    memcpy(slot_text, token, SLOT_LEN);
+    memcpy(generation, token + SLOT_LEN, sizeof(generation) - 1);
+    uint64_t slot = strtoull(slot_text, NULL, 16);
+    struct call *c = &calls.slots[slot % CALLS_MAX];
+    return slot < CALLS_MAX && c->kind != CALL_FREE && c->generation == strtoull(generation, NULL, 16) ? c : NULL;
 }
 
 /* Sends to an inbox of the other side. What cannot be sent is lost, as if the connection had broken a moment later. */
@@ -1599,36 +1760,84 @@ static void make_room(const struct link *wanting) {
     }
 }
 
-/* Sends what a component wants sent, and leaves the slot in the state that awaits the outcome; or answers what was wrong.
- * While the connection has no room, the call is held: settle() comes back to it. */
-static void serve(const struct incoming *in, struct call *c) {
+/* Ends a call of a component with an error result. */
+static void end_with_error(struct call *c, const char *prefix, const char *words) {
+    answer_error(c->reply, "%s%s", prefix, words);
+    c->link->counts[FAILED]++;
+    call_free(c);
+}
+
+/* The same for a call that got no outcome in time, or cannot get one: the log has it, too. */
+static void give_up(struct call *c, const char *words) {
+    say(&c->link->conn.topic, LEVEL_WARN, "a call of the component ended without success: %s", words);
+    end_with_error(c, error_prefix(c->is_request), words);
+}
+
+/* Ends a call of a component whose parameters are no good: it traps. */
+static void fail(struct call *c, const char *why) {
+    answer_failed(c->reply, why);
+    say(&c->link->conn.topic, LEVEL_WARN, "a call of the component failed: %s", why);
+    c->link->counts[FAILED]++;
+    call_free(c);
+}
+
+/* What a component wanted sent is with nats.c: the slot awaits the reply, or that the kernel has the bytes. */
+static void await_outcome(struct call *c, uint32_t timeout_ms) {
+    struct link *l = c->link;
+    record_free(l, c->held);
+    c->held = NULL;
+    if (c->is_request) return call_until(c, CALL_REQUEST, now + timeout_ms);
+    l->unsettled++;
+    c->out_at = l->conn.io.queued;
+    call_until(c, CALL_OUT, now + PUBLISH_TIMEOUT_MS);
+}
+
+/* While the connection has no room the call is held: settle() comes back to it. False: no memory for that. */
+static bool hold(const struct incoming *in, struct call *c) {
     struct link *l = in->link;
+    uint64_t until = c->held ? c->deadline_ms : now + (in->is_request ? MIN(in->timeout_ms, PUBLISH_TIMEOUT_MS) : PUBLISH_TIMEOUT_MS);
+    if (!l->conn.io.blocked) make_room(l);
+    if (!c->held) c->held = record_make(l, in->trace, in->params, in->params_len, in->params_len);
+    if (!c->held) return false;
+    l->unsettled++;
+    call_until(c, CALL_HELD, until);
+    return true;
+}
+
+/* Sends what a component wants sent, and leaves the slot in the state that awaits the outcome; or answers what was wrong. */
+static void serve(const struct incoming *in, struct call *c) {
     const char *wrong = wrong_message(&in->message);
     enum posted p = wrong ? POST_FAILED : pass_on(in, c);
-    l->unsettled -= c->kind == CALL_HELD;
+    in->link->unsettled -= c->kind == CALL_HELD;
     c->kind = CALL_FREE;
-    if (p == POSTED) record_free(l, c->held), c->held = NULL;
-    uint64_t until = now + (in->is_request ? MIN(in->timeout_ms, PUBLISH_TIMEOUT_MS) : PUBLISH_TIMEOUT_MS);
-    if (p == POST_FULL && c->held) until = c->deadline_ms;
-    if (p == POST_FULL && !c->held) c->held = record_make(l, in->trace, in->params, in->params_len, in->params_len);
-    if (p == POST_FULL && !l->conn.io.blocked) make_room(l);
-    if (p == POSTED && in->is_request) {
-        call_until(c, CALL_REQUEST, now + in->timeout_ms);
-    } else if (p == POSTED || (p == POST_FULL && c->held)) {
-        l->unsettled++;
-        c->out_at = l->conn.io.queued;
-        call_until(c, p == POSTED ? CALL_OUT : CALL_HELD, until);
-    } else {
-        answer_error(in->caller, "%s%s", error_prefix(in->is_request), wrong ? wrong : posted_words[p]);
-        say(&l->conn.topic, LEVEL_WARN, "a call of the component was refused: %s", wrong ? wrong : posted_words[p]);
-        call_free(c);
-    }
+    if (p == POSTED) await_outcome(c, in->timeout_ms);
+    else if (p != POST_FULL || !hold(in, c)) give_up(c, wrong ? wrong : posted_words[p]);
 }
 
 static void refuse(const char *caller, const char *component, const char *name, const char *why) {
     shake_hands(caller, NULL);
     answer_failed(caller, why);
     say(&lattice.topic, LEVEL_WARN, "a call of component %s by link %s failed: %s", component ? component : "?", name, why);
+}
+
+/* A slot for a call, and a record if more of its parameters are to come; or NULL, and the component has an answer. */
+static struct call *accept_call(const struct incoming *in, bool more, size_t needs_bytes) {
+    struct call *c = call_take(in->link);
+    if (c && more && needs_bytes <= PARAMS_MAX)
+        c->held = record_make(in->link, in->trace, in->params, in->params_len, MIN(needs_bytes + SUBJECT_MAX, PARAMS_MAX));
+    if (c && (!more || c->held)) {
+        (void)snprintf(c->reply, sizeof(c->reply), "%s", in->caller);
+        c->is_request = in->is_request;
+        c->needs = needs_bytes;
+        return c;
+    }
+    const char *why = needs_bytes > PARAMS_MAX ? too_large : "too many calls in flight, or too large";
+    shake_hands(in->caller, NULL);
+    answer_error(in->caller, "%s%s", error_prefix(in->is_request), why);
+    say(&in->link->conn.topic, LEVEL_WARN, "a call of the component was refused: %s", why);
+    in->link->counts[FAILED]++;
+    if (c) call_free(c);
+    return NULL;
 }
 
 /* A message on the subject of publish or request. */
@@ -1643,42 +1852,18 @@ static void on_call(natsMsg *msg, bool is_request) {
     in.link = component ? link_of(component, name) : NULL;
     if (!in.link) return refuse(in.caller, component, name, "the component is not linked to this provider by that name");
     enum decoded d = read_incoming(&in, &needs_bytes);
+    in.link->counts[CALLS]++;
+    in.link->counts[FAILED] += d == MALFORMED;
     if (d == MALFORMED) return refuse(in.caller, component, name, "its parameters do not decode");
-    struct call *c = call_take(in.link);
-    if (c && d == NEEDS_MORE && needs_bytes <= PARAMS_MAX)
-        c->held = record_make(in.link, in.trace, in.params, in.params_len, MIN(needs_bytes + SUBJECT_MAX, PARAMS_MAX));
-    if (!c || (d == NEEDS_MORE && !c->held)) {
-        const char *why = needs_bytes > PARAMS_MAX ? too_large : "too many calls in flight, or too large";
-        shake_hands(in.caller, NULL);
-        answer_error(in.caller, "%s%s", error_prefix(is_request), why);
-        say(&in.link->conn.topic, LEVEL_WARN, "a call of the component was refused: %s", why);
-        if (c) call_free(c);
-        return;
-    }
-    (void)snprintf(c->caller, sizeof(c->caller), "%s", in.caller);
-    c->is_request = is_request;
-    c->needs = needs_bytes;
+    struct call *c = accept_call(&in, d == NEEDS_MORE, needs_bytes);
+    if (!c) return;
     shake_hands(in.caller, d == NEEDS_MORE ? c : NULL);
     if (d == WHOLE) serve(&in, c);
     else call_until(c, CALL_PARAMS, now + PARAMS_TIMEOUT_MS);
 }
 
-/* Ends a call of a component whose parameters are no good: it traps. */
-static void fail(struct call *c, const char *why) {
-    answer_failed(c->caller, why);
-    say(&c->link->conn.topic, LEVEL_WARN, "a call of the component failed: %s", why);
-    call_free(c);
-}
-
-/* Ends a call of a component that got no outcome in time, or cannot get one, with an error result. */
-static void give_up(struct call *c, const char *words) {
-    answer_error(c->caller, "%s%s", error_prefix(c->is_request), words);
-    say(&c->link->conn.topic, LEVEL_INFO, "a call of the component ended without success: %s", words);
-    call_free(c);
-}
-
 static struct incoming incoming_of(struct call *c) {
-    return (struct incoming){.link = c->link, .caller = c->caller, .is_request = c->is_request, .trace = record_trace(c->held),
+    return (struct incoming){.link = c->link, .caller = c->reply, .is_request = c->is_request, .trace = record_trace(c->held),
                              .params = record_params(c->held), .params_len = c->held->len};
 }
 
@@ -1701,20 +1886,22 @@ static struct message message_of(natsMsg *msg) {
     return (struct message){span_of(natsMsg_GetSubject(msg)), body, reply, reply.len > 0};
 }
 
+static void end_with_success(struct call *c, const uint8_t *result, size_t len) {
+    send_pieces(c->reply, ".results", result, len);
+    c->link->counts[OK]++;
+    call_free(c);
+}
+
 /* The reply to a request, on the link's inbox: result<broker-message, string>. protocol: the subject is the one that the
  * reply was sent to, as in the reference provider. */
 static void on_reply(struct call *c, natsMsg *msg) {
     struct message m = message_of(msg);
     m.has_reply &= is_utf8(m.reply_to);
-    if (natsMsg_IsNoResponders(msg)) {
-        answer_error(c->caller, "nats send error: no responders: no responders");
-    } else if (1 + message_room(&m) > sizeof(scratch) || !conn_has_room(&lattice, message_room(&m) + 4096)) {
-        answer_error(c->caller, "nats send error: no room for the reply of %zu bytes", m.body.len);
-    } else {
-        scratch[0] = 0;
-        send_pieces(c->caller, ".results", scratch, 1 + write_message(scratch + 1, &m));
-    }
-    call_free(c);
+    if (natsMsg_IsNoResponders(msg)) return end_with_error(c, error_prefix(true), "no responders: no responders");
+    if (1 + message_room(&m) > sizeof(scratch) || !conn_has_room(&lattice, message_room(&m) + 4096))
+        return give_up(c, "no room for a reply of this size");
+    scratch[0] = 0;
+    end_with_success(c, scratch, 1 + write_message(scratch + 1, &m));
 }
 
 /* Answers the publishes whose bytes the kernel has taken since, and tries again what was held. Called after writing. */
@@ -1725,8 +1912,7 @@ static void settle(struct link *l) {
     for (struct call *c = calls.slots; l->unsettled > 0 && c < calls.slots + calls.fresh; c++) {
         if (c->link != l) continue;
         if (c->kind == CALL_OUT && c->out_at <= written) {
-            send_pieces(c->caller, ".results", ok, sizeof(ok));
-            call_free(c);
+            end_with_success(c, ok, sizeof(ok));
         } else if (c->kind == CALL_HELD && !full) {
             struct incoming in = incoming_of(c);
             if (read_incoming(&in, &c->needs) == WHOLE) serve(&in, c);
@@ -1735,74 +1921,298 @@ static void settle(struct link *l) {
     }
 }
 
-/* Ends the calls of a link, or of all: those of components with words; if `all`, those to components as well. */
+/* Ends the calls of a link's component, or of all, in words. `all`: also those whose parameters are still to come. */
 static void end_calls(const struct link *of, const char *why, bool all) {
-    for (struct call *c = calls.slots; c < calls.slots + calls.fresh; c++) {
-        if (c->kind == CALL_FREE || (of && c->link != of) || (!all && (c->kind == CALL_HANDLER || c->kind == CALL_PARAMS))) continue;
-        if (c->kind == CALL_HANDLER) call_free(c);
-        else give_up(c, why);
-    }
-}
-
-/* A link's connection is gone: what waited for it will not come. */
-static void on_link_down(struct conn *conn, const char *why) {
-    char words[256];
-    (void)snprintf(words, sizeof(words), "connection lost: %s", why);
-    end_calls((struct link *)(void *)conn, words, false);
+    for (struct call *c = calls.slots; c < calls.slots + calls.fresh; c++)
+        if ((!of || c->link == of) && (c->kind == CALL_OUT || c->kind == CALL_HELD || c->kind == CALL_REQUEST || (all && c->kind == CALL_PARAMS)))
+            give_up(c, why);
 }
 
 /*
- * ---- 9 calls to components -------------------------------------------------------------------------------------------
+ * ---- 9 JetStream -----------------------------------------------------------------------------------------------------
+ *
+ * A handler link may also take messages from pull consumers, which deliver a message again until it was acknowledged. Each
+ * consumer is asked for no more than its component can have, so that what waits does so in the stream:
+ *
+ *     UNKNOWN ── CONSUMER.INFO ──▶ ASKED ──▶ READY ── MSG.NEXT: so many, for so long ──▶ messages, heartbeats, a status line
+ *        ▲───────────── trouble: in log and health, and a pause ──┘            ◀── again, when slots are free ──┘
+ *
+ * nats.c's own calls for JetStream wait in place, so this is the wire itself. protocol: NATS, "JetStream wire API reference"
+ * and ADR-13; nats-server 2.9 and 2.10, consumer.go.
+ *
+ * In:  answers and status lines on a link's pull inbox. Out: requests for messages, acknowledgements. Touches: consumers.
+ */
+
+/* Sends JetStream a question about a consumer. The answer comes to an inbox with the number of the consumer and the question. */
+static void consumer_question(struct consumer *k, const char *what, const char *json, uint64_t patience_ms) {
+    struct conn *conn = &k->link->conn;
+    char subject[INBOX_MAX + 64], inbox[INBOX_MAX];
+    (void)snprintf(subject, sizeof(subject), "$JS.API.CONSUMER.%s.%s.%s", what, k->stream, k->name);
+    (void)snprintf(inbox, sizeof(inbox), "%.*sp.%x.%08x", (int)conn->inbox_len - 2, conn->inbox, (unsigned)(k - k->link->consumers), ++k->question);
+    (void)post(conn, subject, inbox, NULL, json, strlen(json)); /* what is lost is asked again when patience ends */
+    k->due_ms = now + patience_ms;
+}
+
+static void consumer_trouble(struct consumer *k, const char *why) {
+    k->state = CONSUMER_UNKNOWN;
+    k->wanted = 0;
+    k->due_ms = retry_at(k->failures++);
+    (void)snprintf(k->trouble, sizeof(k->trouble), "%s", why);
+    say(&k->link->conn.topic, k->failures > 6 ? LEVEL_DEBUG : LEVEL_ERROR, "consumer %s of stream %s: %s; it is asked again in %" PRIu64 " ms",
+        k->name, k->stream, k->trouble, k->due_ms - now);
+}
+
+/* To be asked anew, without a fault of anybody. */
+static void consumer_forget(struct consumer *k) {
+    k->state = CONSUMER_UNKNOWN;
+    k->wanted = 0;
+    k->due_ms = now;
+}
+
+static uint64_t config_number(const json_t *config, const char *key) {
+    json_int_t n = json_integer_value(json_object_get(config, key));
+    return n > 0 ? (uint64_t)n : 0; /* 0, -1 and nothing at all mean no limit */
+}
+
+static uint64_t lesser(uint64_t a, uint64_t b) { return a && b ? MIN(a, b) : a ? a : b; } /* of two limits, 0: none */
+
+/* Takes over what the consumer allows. Returns why it is no consumer for us, or NULL. */
+static const char *consumer_settle(struct consumer *k, const json_t *config) {
+    const char *policy = get(config, "ack_policy");
+    size_t i;
+    const json_t *step;
+    if (!json_is_object(config)) return "JetStream's answer is no consumer's configuration";
+    if (get(config, "deliver_subject")) return "it is a push consumer: make a pull consumer, without deliver_subject";
+    if (!policy || strcmp(policy, "explicit") != 0) return "its ack_policy is not explicit: messages could not be acknowledged one by one";
+    k->ack_wait_ms = config_number(config, "ack_wait") / 1000000;
+    json_array_foreach(json_object_get(config, "backoff"), i, step)
+        k->ack_wait_ms = lesser(k->ack_wait_ms, (uint64_t)MAX(json_integer_value(step), 0) / 1000000); /* it takes the place of ack_wait */
+    k->max_deliver = config_number(config, "max_deliver");
+    k->batch = lesser(k->max_messages, config_number(config, "max_batch"));
+    k->bytes = lesser(k->max_bytes, config_number(config, "max_bytes"));
+    k->expires_ms = lesser(PULL_EXPIRES_MS, config_number(config, "max_expires") / 1000000);
+    return NULL;
+}
+
+/* JetStream's answer to CONSUMER.INFO. */
+static void on_consumer_info(struct consumer *k, natsMsg *msg) {
+    if (natsMsg_IsNoResponders(msg)) return consumer_trouble(k, "JetStream is not enabled for this account, or not running");
+    json_t *info = json_loadb(natsMsg_GetData(msg), (size_t)natsMsg_GetDataLength(msg), 0, NULL);
+    const json_t *error = json_object_get(info, "error");
+    const char *why = error ? get(error, "description") : consumer_settle(k, json_object_get(info, "config"));
+    if (error && !why) why = "JetStream answers with an error without words";
+    if (why) {
+        consumer_trouble(k, why);
+    } else {
+        if (*k->trouble || k->question == 1) say(&k->link->conn.topic, LEVEL_INFO, "takes messages from consumer %s of stream %s", k->name, k->stream);
+        k->state = CONSUMER_READY;
+        k->trouble[0] = 0;
+        k->failures = 0;
+    }
+    json_decref(info);
+}
+
+/* A status line: how the request for messages fares. One that only ends it is followed by the next request. */
+static void on_consumer_status(struct consumer *k, natsMsg *msg) {
+    const char *status = "", *words = "";
+    (void)natsMsgHeader_Get(msg, "Status", &status);
+    (void)natsMsgHeader_Get(msg, "Description", &words);
+    k->due_ms = now + 2 * PULL_HEARTBEAT_MS;
+    if (strcmp(status, "100") == 0) return; /* a heartbeat */
+    k->wanted = 0;
+    if (strcmp(status, "408") == 0 || strcmp(status, "404") == 0 || strcmp(words, "Batch Completed") == 0) return;
+    if (strcmp(status, "503") == 0 || strcmp(words, "Leadership Change") == 0 || strcmp(words, "Server Shutdown") == 0) return consumer_forget(k);
+    if (strcmp(words, "Message Size Exceeds MaxBytes") == 0) words = "its next message is larger than max_bytes, or than MESSAGE_MAX, and is in the way of all others";
+    consumer_trouble(k, *words ? words : "JetStream refuses the request for messages");
+}
+
+/* What comes to "{number}.{question}" of a link's pull inbox. */
+static void on_consumer(struct link *l, const char *token, natsMsg *msg) {
+    char *end = NULL;
+    uint64_t number = strtoull(token, &end, 16), question = *end == '.' ? strtoull(end + 1, NULL, 16) : 0;
+    struct consumer *k = &l->consumers[MIN(number, CONSUMERS_PER_LINK - 1)];
+    if (number >= l->consumer_count || question != k->question) return;
+    if (k->state == CONSUMER_ASKED) on_consumer_info(k, msg);
+    else if (k->state == CONSUMER_READY) on_consumer_status(k, msg);
+}
+
+/* Asks for as many messages as there are free slots, for which there is memory, and which the component may have. */
+static void consumer_pull(struct consumer *k) {
+    struct link *l = k->link;
+    char json[200];
+    uint64_t share = MAX(l->max_in_flight / l->consumer_count, 1), batch = share - MIN(share, k->open), bytes = k->bytes ? k->bytes : PULL_BYTES;
+    batch = MIN(lesser(batch, batch ? k->batch : 0), calls_spare(l));
+    if (batch == 0 || l->kept || now < l->absent_until_ms || !may_call(l) || !may_hold(l, MIN(bytes, PULL_BYTES))) return;
+    (void)snprintf(json, sizeof(json), "{\"batch\":%" PRIu64 ",\"max_bytes\":%" PRIu64 ",\"expires\":%" PRIu64 ",\"idle_heartbeat\":%" PRIu64 "}",
+                   batch, bytes, k->expires_ms * 1000000, MIN(k->expires_ms / 3, PULL_HEARTBEAT_MS) * 1000000);
+    k->wanted = (unsigned)batch;
+    consumer_question(k, "MSG.NEXT", json, 2 * PULL_HEARTBEAT_MS);
+}
+
+/* One step of the state machine above; called on every turn of the loop. */
+static void consumer_step(struct consumer *k) {
+    if (k->state == CONSUMER_UNKNOWN && now >= k->due_ms) {
+        consumer_question(k, "INFO", "", PULL_ANSWER_MS);
+        k->state = CONSUMER_ASKED;
+    } else if (k->state == CONSUMER_ASKED && now >= k->due_ms) {
+        consumer_trouble(k, "JetStream does not answer: may this user publish to $JS.API.CONSUMER.> and $JS.ACK.>?");
+    } else if (k->state == CONSUMER_READY && k->wanted > 0 && now >= k->due_ms) {
+        consumer_forget(k); /* not even a heartbeat: the request was lost */
+    } else if (k->state == CONSUMER_READY && k->wanted == 0) {
+        consumer_pull(k);
+    }
+}
+
+static void consumers_step(struct link *l) {
+    if (l->conn.state != CONN_UP || l->conn.io.broken || l->leaving || self.stopping) return;
+    for (size_t i = 0; i < l->consumer_count; i++) consumer_step(&l->consumers[i]);
+}
+
+/* With its connection, a link's requests are gone; its messages are not: they may be acknowledged by the next connection. */
+static void consumers_down(struct link *l) {
+    for (size_t i = 0; i < l->consumer_count; i++) consumer_forget(&l->consumers[i]);
+}
+
+/* Where a message is acknowledged, and what that subject says about it. */
+struct ack { struct span stream, consumer; uint64_t deliveries, sequence; };
+
+/* protocol: $JS.ACK.{stream}.{consumer}.{deliveries}.{sequence}.{…}.{time}.{pending}, and since 2.11 with a domain and the hash
+ * of an account before the stream, and perhaps more at the end (NATS, ADR-15). */
+static bool read_ack(const char *subject, struct ack *a) {
+    struct span token[13];
+    size_t n = 0;
+    for (const char *at = subject; n < COUNT_OF(token); at++) {
+        token[n] = (struct span){at, strcspn(at, ".")};
+        at += token[n++].len;
+        if (!*at) break;
+    }
+    size_t first = n == 9 ? 2 : n == 11 || n == 12 ? 4 : 0;
+    if (first == 0 || strncmp(subject, "$JS.ACK.", 8) != 0) return false;
+    *a = (struct ack){token[first], token[first + 1], strtoull(token[first + 2].at, NULL, 10), strtoull(token[first + 3].at, NULL, 10)};
+    return true;
+}
+
+static bool span_is(struct span s, const char *text) { return strlen(text) == s.len && memcmp(s.at, text, s.len) == 0; }
+
+/* The consumer of this link that a pulled message came from, or NULL. */
+static struct consumer *consumer_of(struct link *l, const char *ack) {
+    struct ack a;
+    if (!is_inbox(ack) || !read_ack(ack, &a)) return NULL;
+    for (struct consumer *k = l->consumers; k < l->consumers + l->consumer_count; k++)
+        if (span_is(a.stream, k->stream) && span_is(a.consumer, k->name)) return k;
+    return NULL;
+}
+
+/* Answers JetStream for a message. What does not get through makes it deliver the message again. */
+static void acknowledge(struct link *l, const char *ack, const char *word) {
+    enum posted p = post(&l->conn, ack, NULL, NULL, word, strlen(word));
+    if (p != POSTED) say(&l->conn.topic, LEVEL_WARN, "JetStream was not told %.4s of a message, and may deliver it again: %s", word, posted_words[p]);
+}
+
+/* A message that the component failed on: it comes back later each time, as often as the consumer's max_deliver allows. */
+static void refuse_message(const struct consumer *k, const char *ack) {
+    char word[64];
+    struct ack a = {.deliveries = 1};
+    (void)read_ack(ack, &a);
+    if (k->max_deliver && a.deliveries >= k->max_deliver)
+        say(&k->link->conn.topic, LEVEL_ERROR, "message %" PRIu64 " of stream %s failed in the last of %" PRIu64 " deliveries: consumer %s gives it up",
+            a.sequence, k->stream, k->max_deliver, k->name);
+    uint64_t delay_ms = MIN((uint64_t)NAK_MIN_MS << MIN(MAX(a.deliveries, 1) - 1, 16), NAK_MAX_MS);
+    (void)snprintf(word, sizeof(word), "-NAK {\"delay\":%" PRIu64 "}", delay_ms * 1000000);
+    acknowledge(k->link, ack, word);
+}
+
+/* Tells JetStream that a message is still being worked on, three times in its ack_wait. */
+static void report_progress(struct call *c) {
+    if (c->progress_ms > 0) acknowledge(c->link, c->reply, "+WPI");
+    c->progress_ms = now + MAX((c->consumer->ack_wait_ms ? c->consumer->ack_wait_ms : 30000) / 3, 10);
+}
+
+/*
+ * ---- 10 calls to components ------------------------------------------------------------------------------------------
  *
  * Here a NATS message becomes a handle-message call:
  *
- *     message of a subscription ─▶ encode ─▶ start ─▶ handshake: the rest of the parameters ─▶ result ─▶ done
- *                                     └──▶ backlog ──▲       whenever a call ends
+ *     message of a subscription ─▶ encode ─▶ invoke ─▶ handshake: the rest of the parameters ─▶ result ─▶ finish
+ *                                     └──▶ backlog ──▲       whenever a call ends                          │
+ *     message of a consumer ─────▶ encode ─▶ invoke ─▶ …                            acknowledge, or refuse ◀┘
+ *                                     └──▶ kept ─────▲
  *
  * A component has at most max_in_flight messages of a link at a time. When it has that many, the loop stops reading the
  * link's connection, so that a short burst waits in the kernel and in the server; but only for PAUSE_MS, and not again for
  * PAUSE_EVERY_MS, since nats-server cuts a client that reads slowly. From then on what arrives waits in the backlog, and
- * what does not fit there is dropped, counted and logged.
+ * what does not fit there is dropped, counted and logged. What a consumer delivered is kept until the component can have it
+ * (nobody runs it, the lattice is away), and given back after KEPT_MS.
  *
- * In:  messages of a link, answers on our lattice inbox. Out: calls on the lattice. Touches: slots, and links' backlogs.
+ * In:  messages of links, answers on our lattice inbox. Out: calls on the lattice. Touches: slots, links' backlogs, counts.
  */
-static bool may_start(const struct link *l) { return l->with_component < l->max_in_flight && lattice.state == CONN_UP && !lattice.io.broken; }
 
-/* Calls the component with these parameters, and takes over the record in which they waited (or NULL). POST_FULL: not now.
+/* Sends a call to the component, and leaves the slot in the state that awaits the result. `params` are those in c->held if
+ * that is set. If it cannot be sent now, the slot is the caller's to deal with.
  * protocol: the first message, headers included, fits into max_payload; what is left follows the handshake, to Rs.params. */
-static enum posted start(struct link *l, const uint8_t *params, size_t len, struct trace trace, struct record *waited) {
+static enum posted invoke(struct call *c, const uint8_t *params, size_t len, struct trace trace) {
+    struct link *l = c->link;
     char inbox[INBOX_MAX + TOKEN_LEN];
     const struct header headers[] = {{"source-id", self.key}, {"target-id", l->component},
                                      {"traceparent", trace.parent}, {"tracestate", trace.state}};
     size_t max = (size_t)natsConnection_GetMaxPayload(lattice.nc), head = headers_size(headers);
     size_t first = MIN(len, max > head ? max - head : 0), rest = len - first;
-    struct call *c = call_take(l);
-    if (!c) return POST_FULL;
-    if (rest > 0 && !waited && !(c->held = record_make(l, (struct trace){0}, params + first, rest, rest))) return call_free(c), POST_FULL;
+    c->whole = c->held;
+    if (rest > 0 && !c->held && !(c->held = record_make(l, (struct trace){0}, params + first, rest, rest))) return POST_FULL;
+    c->sent = c->whole ? (uint32_t)first : 0;
+    c->generation = random_64(); /* it may have been tried before */
+    c->shaken = false;
+    c->result = (struct result){0};
     call_inbox(c, &lattice, inbox);
     enum posted p = post(&lattice, l->subject, inbox, headers, params, first);
-    if (p != POSTED) return call_free(c), p;
-    if (rest > 0 && waited) {
-        memmove(record_params(waited), params + first, rest);
-        waited->len = (uint32_t)rest;
-        c->held = waited;
-    } else {
-        record_free(l, waited);
-    }
-    call_until(c, CALL_HANDLER, now + l->handler_timeout_ms);
+    if (p != POSTED) return p;
+    if (rest == 0 && !c->consumer) record_free(l, c->held), c->held = NULL;
     l->with_component++;
+    call_until(c, CALL_HANDLER, now + l->handler_timeout_ms);
     return POSTED;
 }
 
 static void drop(struct link *l, unsigned count, const char *why) {
     say(&l->conn.topic, LEVEL_WARN, "%u message%s dropped: %s", count, count == 1 ? "" : "s", why);
+    l->counts[DROPPED] += count;
 }
 
-/* Starts what waits, as far as the component may have it. */
+/* Gives a consumer's message back, without the component having failed on it. */
+static void give_back(struct call *c, const char *why) {
+    say(&c->link->conn.topic, LEVEL_INFO, "a message of consumer %s was given back: %s", c->consumer->name, why);
+    acknowledge(c->link, c->reply, "-NAK");
+    c->link->counts[RETURNED]++;
+    call_free(c);
+}
+
+/* Keeps a consumer's message for a better moment, behind those that are kept already. */
+static void keep(struct call *c) {
+    struct call **at = &c->link->kept;
+    if (!c->whole) return give_back(c, "there was no memory to keep it");
+    if (!c->kept_until_ms) c->kept_until_ms = now + KEPT_MS;
+    c->link->with_component -= c->kind == CALL_HANDLER;
+    while (*at) at = &(*at)->next;
+    *at = c;
+    c->next = NULL;
+    call_until(c, CALL_KEPT, c->kept_until_ms);
+}
+
+/* Starts what is kept and what waits, as far as the component may have it. */
 static void work_off(struct link *l) {
-    while (l->waiting > 0 && may_start(l)) {
+    while (l->kept && may_call(l) && now >= l->absent_until_ms) {
+        struct call *c = l->kept;
+        call_unkeep(c);
+        if (invoke(c, record_params(c->held), c->held->len, record_trace(c->held)) != POSTED) return keep(c);
+    }
+    while (l->waiting > 0 && may_call(l)) {
         struct record *r = l->backlog, *next = r->next;
-        if (start(l, record_params(r), r->len, record_trace(r), r) != POSTED) return;
+        struct call *c = call_take(l);
+        if (!c) return;
+        c->held = r;
+        if (invoke(c, record_params(r), r->len, record_trace(r)) != POSTED) {
+            c->held = NULL;
+            return call_free(c);
+        }
         l->backlog = next;
         l->waiting--;
     }
@@ -1825,9 +2235,10 @@ static void drop_backlog(struct link *l, const char *why) {
     }
 }
 
-/* Whether the loop should read a link's connection now. A pause begins with an overload, and no other before that is over. */
+/* Whether the loop should read a link's connection now. A pause begins with an overload, and no other before that is over.
+ * What only consumers bring is never too much. */
 static bool may_read(struct link *l) {
-    bool overloaded = l->with_component >= l->max_in_flight || l->waiting > 0;
+    bool overloaded = l->subscribed && (l->with_component >= l->max_in_flight || l->waiting > 0);
     if (overloaded && !l->overloaded && now >= l->next_pause_ms) {
         l->pause_until_ms = now + PAUSE_MS;
         l->next_pause_ms = now + PAUSE_EVERY_MS;
@@ -1836,33 +2247,89 @@ static bool may_read(struct link *l) {
     return !overloaded || now >= l->pause_until_ms;
 }
 
+/* Why a component cannot be given a message at all, or NULL. */
+static const char *unfit(const struct message *m) {
+    if (m->body.len > MESSAGE_MAX || message_room(m) > sizeof(scratch)) return "it is larger than MESSAGE_MAX";
+    return is_utf8(m->subject) && is_utf8(m->reply_to) ? NULL : "its subject is not UTF-8, which a component cannot be given";
+}
+
 /* A message of one of the link's subscriptions. */
 static void on_subscribed(struct link *l, natsMsg *msg) {
     struct message m = message_of(msg);
-    if (!l->is_handler || (l->leaving && !l->replaced)) return; /* on its way when the subscription ended */
-    if (m.body.len > MESSAGE_MAX || message_room(&m) > sizeof(scratch)) return drop(l, 1, "it is larger than MESSAGE_MAX");
-    if (!is_utf8(m.subject) || !is_utf8(m.reply_to)) return drop(l, 1, "its subject is not UTF-8, which a component cannot be given");
+    const char *wrong = unfit(&m);
     struct trace trace = trace_of(msg);
+    if (!l->is_handler || (l->leaving && !l->replaced)) return; /* on its way when the subscription ended */
+    l->counts[RECEIVED]++;
+    if (wrong) return drop(l, 1, wrong);
     size_t len = write_message(scratch, &m);
-    if (l->waiting == 0 && may_start(l) && start(l, scratch, len, trace, NULL) == POSTED) return;
+    struct call *c = l->waiting == 0 && may_call(l) ? call_take(l) : NULL;
+    if (c && invoke(c, scratch, len, trace) == POSTED) return;
+    if (c) call_free(c);
     wait_in_backlog(l, scratch, len, trace);
 }
 
+/* A message that a consumer delivered. Its reply subject is where it is acknowledged, and none that a component may have.
+ * protocol: wasmCloud's built-in provider gives none either. */
+static void on_pulled(struct link *l, natsMsg *msg) {
+    struct message m = message_of(msg);
+    const char *ack = natsMsg_GetReply(msg), *wrong = unfit(&m);
+    struct consumer *k = consumer_of(l, ack);
+    if (!k) return say(&l->conn.topic, LEVEL_WARN, "a message to our pull inbox is of no consumer of this link, and was ignored");
+    l->counts[RECEIVED]++;
+    k->wanted -= k->wanted > 0;
+    k->due_ms = now + 2 * PULL_HEARTBEAT_MS;
+    struct call *c = call_take(l);
+    if (wrong || !c) {
+        say(&l->conn.topic, LEVEL_ERROR, "a message of consumer %s was given back: %s", k->name, wrong ? wrong : "too many calls in flight");
+        refuse_message(k, ack);
+        l->counts[RETURNED]++;
+        if (c) call_free(c);
+        return;
+    }
+    m.has_reply = false;
+    size_t len = write_message(scratch, &m);
+    (void)snprintf(c->reply, sizeof(c->reply), "%s", ack);
+    c->consumer = k;
+    k->open++;
+    report_progress(c);
+    c->held = record_make(l, trace_of(msg), scratch, len, len);
+    c->whole = c->held;
+    if (l->leaving || self.stopping) give_back(c, "the link takes no more work");
+    else if (l->kept || !may_call(l) || invoke(c, scratch, len, trace_of(msg)) != POSTED) keep(c);
+}
+
 /* Everything that arrives on a link's connection. */
-static void on_link_message(struct conn *conn, natsMsg *msg) {
+static void on_link_message(struct conn *conn, natsMsg *msg, bool pulled) {
     struct link *l = (struct link *)(void *)conn;
     const char *subject = natsMsg_GetSubject(msg), *suffix;
-    if (strncmp(subject, conn->inbox, conn->inbox_len) != 0) return on_subscribed(l, msg);
+    char kind = inbox_kind(conn, subject);
+    if (kind == 'p') return on_consumer(l, subject + conn->inbox_len, msg);
+    if (kind != 'c') return pulled ? on_pulled(l, msg) : on_subscribed(l, msg);
     struct call *c = call_of_subject(conn, subject, &suffix);
     if (c && c->kind == CALL_REQUEST && c->link == l && !*suffix) on_reply(c, msg);
 }
 
-/* The outcome of a call to a component. `words`: what to log if it did not succeed. */
-static void handled(struct call *c, const char *format, const char *words) {
+/* The outcome of a call to a component: counted, and told to JetStream. `format`, `words`: what to log of it, if anything. */
+static void finish(struct call *c, enum count outcome, const char *format, const char *words) {
     struct link *l = c->link;
     if (format) say(&l->conn.topic, LEVEL_WARN, format, words);
+    l->counts[outcome]++;
+    if (c->consumer && outcome == HANDLED) acknowledge(l, c->reply, "+ACK");
+    else if (c->consumer) refuse_message(c->consumer, c->reply);
     call_free(c);
     work_off(l);
+}
+
+/* Nobody runs the component. A consumer's message is kept until somebody does: its deliveries may be numbered. */
+static void on_nobody(struct call *c) {
+    struct link *l = c->link;
+    if (!c->consumer) return finish(c, DROPPED, "1 message dropped: %s", "nobody runs the component");
+    if (now >= l->absent_until_ms) {
+        say(&l->conn.topic, LEVEL_WARN, "nobody runs the component: what its consumers deliver is kept, and tried again");
+        l->absent_until_ms = now + MIN((uint64_t)ABSENT_MIN_MS << MIN(l->absences, 10), ABSENT_MAX_MS);
+        l->absences++;
+    }
+    keep(c);
 }
 
 /* The component's host awaits the rest of the parameters. A host of 1.9 serves nobody else for this component until it has
@@ -1870,13 +2337,15 @@ static void handled(struct call *c, const char *format, const char *words) {
 static void on_handshake(struct call *c, natsMsg *msg) {
     const char *rest = natsMsg_GetReply(msg);
     if (natsMsg_IsNoResponders(msg)) {
-        if (c) handled(c, "%s: nobody runs the component", "a message was lost");
+        if (c) on_nobody(c);
         return;
     }
     if (!is_inbox(rest)) return;
     struct record *held = c ? c->held : NULL; /* and it is kept: hosts of 1.0 may shake hands more than once */
-    send_pieces(rest, ".params", held ? record_params(held) : NULL, held ? held->len : 0);
-    if (c) c->shaken = true;
+    send_pieces(rest, ".params", held ? record_params(held) + c->sent : NULL, held ? held->len - c->sent : 0);
+    if (!c) return;
+    c->shaken = true;
+    c->link->absences = 0;
 }
 
 /* Part of the result, or the empty message behind it. */
@@ -1884,19 +2353,19 @@ static void on_result(struct call *c, natsMsg *msg) {
     const uint8_t *bytes = (const uint8_t *)natsMsg_GetData(msg);
     int len = natsMsg_GetDataLength(msg);
     if (!c->shaken) return; /* forged: a host shakes hands first */
-    if (len == 0) return handled(c, "the component trapped on a message%s", "");
+    if (len == 0) return finish(c, TRAP, "the component trapped on a message%s", "");
     enum decoded d = read_result(&c->result, bytes, (size_t)len);
-    if (d == MALFORMED) return handled(c, "the result of handle-message does not decode%s", "");
+    if (d == MALFORMED) return finish(c, TRAP, "the result of handle-message does not decode%s", "");
     if (d == NEEDS_MORE) return;
-    if (c->result.is_error) handled(c, "the component answered a message with an error: %s", c->result.words);
-    else handled(c, NULL, NULL);
+    if (c->result.is_error) finish(c, ERROR, "the component answered a message with an error: %s", c->result.words);
+    else finish(c, HANDLED, NULL, NULL);
 }
 
 /* A failed call, from a host of 1.0: a string says why. */
 static void on_error(struct call *c, natsMsg *msg) {
     c->result = (struct result){.at = AT_LENGTH};
     (void)read_result(&c->result, (const uint8_t *)natsMsg_GetData(msg), (size_t)natsMsg_GetDataLength(msg));
-    handled(c, "the component trapped on a message: %s", c->result.words);
+    finish(c, TRAP, "the component trapped on a message: %s", c->result.words);
 }
 
 /* What comes to our inbox on the lattice. */
@@ -1910,31 +2379,46 @@ static void on_lattice_inbox(natsMsg *msg) {
     else if (to_component && strcmp(suffix, ".error") == 0) on_error(c, msg);
 }
 
+/* Ends the calls to components of a link, or of all: nobody will hear their results. `kept`: only those that are kept. */
+static void abandon_calls(const struct link *of, const char *why, bool kept) {
+    for (struct call *c = calls.slots; c < calls.slots + calls.fresh; c++) {
+        if ((of && c->link != of) || (c->kind != CALL_KEPT && (kept || c->kind != CALL_HANDLER))) continue;
+        if (c->consumer) give_back(c, why);
+        else drop(c->link, 1, why), call_free(c);
+    }
+}
+
+/* A call whose time is over. */
+static void expire_call(struct call *c) {
+    char words[32];
+    if (c->kind == CALL_HANDLER) {
+        (void)snprintf(words, sizeof(words), "%" PRIu64, c->link->handler_timeout_ms);
+        finish(c, TIMEOUT, "timed out: the component did not answer a message within %s ms", words);
+    } else if (c->kind == CALL_KEPT) {
+        give_back(c, "the component could not have it for too long");
+    } else if (c->kind == CALL_REQUEST) {
+        end_with_error(c, "", "nats request timed out: deadline has elapsed");
+    } else if (c->kind == CALL_PARAMS) {
+        fail(c, "its parameters did not come in time");
+    } else {
+        give_up(c, "the server took no bytes in time");
+    }
+}
+
 /* Ends the calls whose time is over. Runs over the slots only when something may be due. */
 static void expire_calls(void) {
-    char words[96];
-    if (now < calls.next_deadline_ms) return;
-    calls.next_deadline_ms = UINT64_MAX;
+    if (now < calls.next_due_ms) return;
+    calls.next_due_ms = UINT64_MAX;
     for (struct call *c = calls.slots; c < calls.slots + calls.fresh; c++) {
         if (c->kind == CALL_FREE) continue;
-        if (now < c->deadline_ms) {
-            calls.next_deadline_ms = MIN(calls.next_deadline_ms, c->deadline_ms);
-        } else if (c->kind == CALL_HANDLER) {
-            (void)snprintf(words, sizeof(words), "%" PRIu64, c->link->handler_timeout_ms);
-            handled(c, "timed out: the component did not answer a message within %s ms", words);
-        } else if (c->kind == CALL_REQUEST) {
-            answer_error(c->caller, "nats request timed out: deadline has elapsed");
-            call_free(c);
-        } else if (c->kind == CALL_PARAMS) {
-            fail(c, "its parameters did not come in time");
-        } else {
-            give_up(c, "the server took no bytes in time");
-        }
+        if (c->consumer && now >= c->progress_ms) report_progress(c);
+        if (now < c->deadline_ms) call_due(c);
+        else expire_call(c);
     }
 }
 
 /*
- * ---- 10 control ------------------------------------------------------------------------------------------------------
+ * ---- 11 control ------------------------------------------------------------------------------------------------------
  *
  * What the host says: host data once, on standard input; then link put and delete, config update, health and shutdown, as
  * JSON on the lattice. protocol: wasmCloud, crates/core, host.rs and rpc.rs; crates/provider-sdk, provider.rs.
@@ -1947,8 +2431,16 @@ static struct {
     enum stop_state state;
     uint64_t deadline_ms;
     char reply[INBOX_MAX];  /* where the host waits for the answer to its order, or "" */
-    const char *why;
 } stop;
+
+/* A link's connection is gone: what waited for it will not come. */
+static void on_link_down(struct conn *conn, const char *why) {
+    struct link *l = (struct link *)(void *)conn;
+    char words[256];
+    (void)snprintf(words, sizeof(words), "connection lost: %s", why);
+    end_calls(l, words, false);
+    consumers_down(l);
+}
 
 static void on_link_up(struct conn *conn) {
     struct link *l = (struct link *)(void *)conn;
@@ -1971,7 +2463,9 @@ static void link_leave(struct link *l, bool replaced) {
     l->replaced = replaced;
     l->leave_by_ms = now + LEAVE_MS;
     if (l->conn.state == CONN_UP) conn_unsubscribe(&l->conn, false);
-    if (!replaced) drop_backlog(l, "the link was deleted");
+    if (replaced) return;
+    drop_backlog(l, "the link was deleted");
+    abandon_calls(l, "the link was deleted", true);
 }
 
 static bool link_is_busy(const struct link *l) { return l->calls > 0 || l->waiting > 0; }
@@ -1979,11 +2473,14 @@ static bool link_is_busy(const struct link *l) { return l->calls > 0 || l->waiti
 /* Gives a leaving link's slot back. */
 static void link_release(struct link *l) {
     end_calls(l, "the link was deleted", true);
+    abandon_calls(l, "the link was deleted", false);
     drop_backlog(l, "the link is gone");
+    link_report(l);
     topic_tick(&l->conn.topic, UINT64_MAX);
     if (l->conn.state == CONN_UP) conn_close(&l->conn);
     json_decref(l->conn.settings);
     json_decref(l->definition);
+    json_decref(l->consumers_json);
     l->used = false;
 }
 
@@ -2080,17 +2577,26 @@ static void link_step(struct link *l) {
     }
 }
 
+/* Why a link does not do all that it should, in words; or "". */
+static const char *link_trouble(const struct link *l, char words[400]) {
+    struct span first;
+    if (*l->wrong) return l->wrong;
+    if (l->conn.state != CONN_UP && *l->conn.trouble) return l->conn.trouble;
+    words[0] = 0;
+    if (l->conn.state != CONN_UP && list_item(get(l->conn.settings, "cluster_uris"), 0, &first))
+        (void)snprintf(words, 400, "connecting to %.*s", (int)url_address(first).len, url_address(first).at);
+    for (const struct consumer *k = l->consumers; k < l->consumers + l->consumer_count && !*words; k++)
+        if (*k->trouble) (void)snprintf(words, 400, "consumer %s of stream %s: %s", k->name, k->stream, k->trouble);
+    return l->conn.io.broken ? l->conn.io.broken : words;
+}
+
 /* {"healthy":true}, or false and why, link by link. */
 static void on_health(natsMsg *msg) {
-    char words[1024], safe[1200], json[1300];
+    char words[1024], trouble[400], safe[1200], json[1300];
     size_t at = (size_t)snprintf(words, sizeof(words), "%s", self.refused);
     EACH_LINK(l) {
-        struct span first = {"", 0};
-        if (at >= sizeof(words) || l->leaving || (l->conn.state == CONN_UP && !l->conn.io.broken)) continue;
-        const char *why = *l->wrong ? l->wrong : *l->conn.trouble ? l->conn.trouble : "connecting to ";
-        if (!*l->wrong && !*l->conn.trouble && list_item(get(l->conn.settings, "cluster_uris"), 0, &first)) first = url_address(first);
-        at += (size_t)snprintf(words + at, sizeof(words) - at, "%slink %s: %s%.*s", at ? "; " : "", l->conn.topic.name, why,
-                               (int)first.len, first.at);
+        const char *why = l->leaving ? "" : link_trouble(l, trouble);
+        if (*why && at < sizeof(words)) at += (size_t)snprintf(words + at, sizeof(words) - at, "%slink %s: %s", at ? "; " : "", l->conn.topic.name, why);
     }
     int n = snprintf(json, sizeof(json), *words ? "{\"healthy\":false,\"message\":\"%s\"}" : "{\"healthy\":true}",
                      escaped(safe, sizeof(safe), words, true));
@@ -2101,11 +2607,12 @@ static void on_health(natsMsg *msg) {
 static void stop_begin(const char *why) {
     if (stop.state != RUNNING) return;
     stop.state = ENDING_CALLS;
-    stop.why = why;
+    self.stopping = true;
     stop.deadline_ms = now + SHUTDOWN_MS;
     say(&self.topic, LEVEL_INFO, "stopping: %s", why);
     if (lattice.state == CONN_UP) conn_unsubscribe(&lattice, false);
     EACH_LINK(l) if (l->conn.state == CONN_UP) conn_unsubscribe(&l->conn, false);
+    abandon_calls(NULL, "the provider is stopping", true);
 }
 
 static void on_shutdown(natsMsg *msg, const json_t *json) {
@@ -2142,9 +2649,10 @@ static void on_order(enum subject_kind kind, natsMsg *msg) {
 }
 
 /* Everything that arrives on the lattice. */
-static void on_lattice_message(struct conn *conn, natsMsg *msg) {
+static void on_lattice_message(struct conn *conn, natsMsg *msg, bool pulled) {
     const char *subject = natsMsg_GetSubject(msg);
-    if (strncmp(subject, conn->inbox, conn->inbox_len) == 0) return on_lattice_inbox(msg);
+    (void)pulled;
+    if (inbox_kind(conn, subject) == 'c') return on_lattice_inbox(msg);
     if (strcmp(subject, subjects[SUB_PUBLISH]) == 0) return on_call(msg, false);
     if (strcmp(subject, subjects[SUB_REQUEST]) == 0) return on_call(msg, true);
     if (strcmp(subject, subjects[SUB_HEALTH]) == 0) return on_health(msg);
@@ -2183,6 +2691,8 @@ static bool stop_step(void) {
     }
     if (stop.state == ENDING_CALLS && (!busy || now >= stop.deadline_ms)) {
         end_calls(NULL, "the provider is stopping", true);
+        abandon_calls(NULL, "the provider is stopping", false);
+        EACH_LINK(l) drop_backlog(l, "the provider is stopping");
         EACH_LINK(l) if (l->conn.state == CONN_UP) conn_ask_echo(&l->conn);
         stop.state = FLUSHING_LINKS;
         stop.deadline_ms = now + 20;
@@ -2198,29 +2708,31 @@ static bool stop_step(void) {
 }
 
 /*
- * ---- 11 the loop, and main -------------------------------------------------------------------------------------------
+ * ---- 12 the loop, and main -------------------------------------------------------------------------------------------
  *
  * One turn: sleep until something can be done; read; end what is overdue; write; answer what the writing settled. Nothing
  * in it waits for anything but poll().
  */
-static volatile sig_atomic_t signalled;
+static volatile sig_atomic_t signalled, report_wanted;
 
 static void on_signal(int number) {
     int saved = errno;
-    signalled = number;
+    if (number == SIGUSR1) report_wanted = 1;
+    else signalled = number;
     wake_loop();
     errno = saved;
 }
 
 /* How long to sleep: until the next deadline, and never longer than a tick. */
 static int sleep_ms(bool more_input) {
-    uint64_t until = MIN(calls.next_deadline_ms, now + TICK_MS);
+    uint64_t until = MIN(calls.next_due_ms, now + TICK_MS);
     if (more_input) return 0;
     if (stop.state != RUNNING) until = MIN(until, stop.deadline_ms);
     if (lattice.state == CONN_WAITING) until = MIN(until, lattice.due_ms);
     EACH_LINK(l) {
         if (l->conn.state == CONN_WAITING) until = MIN(until, l->conn.due_ms);
         if (l->pause_until_ms > now) until = MIN(until, l->pause_until_ms);
+        if (l->kept && l->absent_until_ms > now) until = MIN(until, l->absent_until_ms);
     }
     return until > now ? (int)(until - now) : 0;
 }
@@ -2238,13 +2750,10 @@ static void wait_for(struct pollfd *fds, nfds_t count, int ms) {
     if (fds[0].revents && read(fds[0].fd, &ignored, sizeof(ignored)) < 0 && errno != EAGAIN) die("eventfd: %s", strerror(errno));
 }
 
-static void conn_read(struct conn *c, const struct pollfd *p) {
+static void conn_attend(struct conn *c, const struct pollfd *p) {
     if (c->state != CONN_UP) return; /* what another said has ended it */
     if (p->revents & (POLLOUT | POLLERR | POLLHUP)) c->io.blocked = false;
-    if (!(p->revents & (POLLIN | POLLERR | POLLHUP)) && !(p->events & POLLIN && c->io.more)) return;
-    c->io.heard_ms = now;
-    natsConnection_ProcessReadEvent(c->nc);
-    c->io.more = !atomic_load(&c->closed) && tls_has_input(c->fd);
+    if ((p->revents & (POLLIN | POLLERR | POLLHUP)) || (p->events & POLLIN && c->io.more)) conn_read(c);
 }
 
 /* What to wait for on a connection. */
@@ -2267,7 +2776,7 @@ static void wait_and_read(void) {
         fds[count++] = conn_events(c, read);
     }
     wait_for(fds, count, sleep_ms(more));
-    for (nfds_t i = 1; i < count; i++) conn_read(conns[i], &fds[i]);
+    for (nfds_t i = 1; i < count; i++) conn_attend(conns[i], &fds[i]);
 }
 
 static void tick(pid_t parent) {
@@ -2280,15 +2789,24 @@ static void tick(pid_t parent) {
     if (getppid() != parent) stop_begin("the process that started it has ended");
 }
 
+/* What happened so far, for SIGUSR1 and at the end. */
+static void report(const char *event) {
+    EACH_LINK(l) link_report(l);
+    say(&self.topic, LEVEL_INFO, "%s: %zu kB of the arena in use, at most %zu; %" PRIu64 " blocks taken, %" PRIu64 " log lines lost",
+        event, arena.in_use / 1024, arena.peak / 1024, arena.taken, logger.lost);
+}
+
 static void run(pid_t parent) {
     do {
         wait_and_read();
+        if (report_wanted) report_wanted = 0, report("so far");
         if (signalled) stop_begin(signalled == SIGINT ? "SIGINT" : "SIGTERM");
         expire_calls();
         conn_step(&lattice);
         EACH_LINK(l) {
             link_step(l);
             work_off(l);
+            consumers_step(l);
             conn_write(&l->conn);
             if (l->unsettled > 0) settle(l);
         }
@@ -2509,11 +3027,13 @@ static void start_process(void) {
     (void)signal(SIGPIPE, SIG_IGN);
     (void)sigaction(SIGTERM, &(struct sigaction){.sa_handler = on_signal}, NULL);
     (void)sigaction(SIGINT, &(struct sigaction){.sa_handler = on_signal}, NULL);
+    (void)sigaction(SIGUSR1, &(struct sigaction){.sa_handler = on_signal}, NULL);
     if (nats_Open(-1) != NATS_OK) die("nats.c does not start: %s", nats_GetLastError(NULL));
 }
 
 static void start_lattice(json_t *settings) {
-    (void)strcpy(calls.nobody + inbox_make(calls.nobody, "_INBOX"), "0");
+    (void)inbox_make(calls.nobody, "_INBOX.nobody");
+    calls.nobody[strlen(calls.nobody) - 1] = 0; /* no dot at its end */
     lattice.topic.kind = "lattice";
     lattice.settings = settings;
     lattice.write_max = 2 * PARAMS_MAX;
@@ -2550,8 +3070,7 @@ int main(int argc, char **argv) {
     start_lattice(settings);
     run(parent);
     EACH_LINK(l) topic_tick(&l->conn.topic, UINT64_MAX);
-    say(&self.topic, LEVEL_INFO, "stopped: %s (%zu kB of the arena used at most, %" PRIu64 " blocks taken, %" PRIu64 " log lines lost)",
-        stop.why, arena.peak / 1024, arena.taken, logger.lost);
+    report("stopped");
     _exit(0); /* exit() would take nats.c apart while its threads, and those that connect, still use it */
 }
 #endif

@@ -26,7 +26,12 @@
 #define SUBSCRIPTIONS_MAX 128
 #endif
 
-/* Calls in flight in both directions, of all links together; about 0.6 kB each. A quarter of them is kept so that each link
+/* Pull consumers of JetStream that one link may take messages from. */
+#ifndef CONSUMERS_PER_LINK
+#define CONSUMERS_PER_LINK 8
+#endif
+
+/* Calls in flight in both directions, of all links together; about 0.9 kB each. A quarter of them is kept so that each link
  * can have its own few at any time; of the rest a link may take a slot while more are free than it holds. */
 #ifndef CALLS_MAX
 #define CALLS_MAX 1024
@@ -101,13 +106,22 @@
 #define PUBLISH_TIMEOUT_MS 10000      /* a server must have taken the bytes of a publish by then */
 #define PAUSE_MS 500                  /* the one time a link is not read while its component catches up, and */
 #define PAUSE_EVERY_MS 10000          /* the least time between two of them: more, and nats-server cuts the connection */
+#define PULL_EXPIRES_MS 30000         /* how long a request for messages stands at a consumer */
+#define PULL_HEARTBEAT_MS 5000        /* how often an idle consumer shows that it has not forgotten the request */
+#define PULL_ANSWER_MS 5000           /* JetStream must have answered a question by then */
+#define NAK_MIN_MS 1000               /* a message that a component failed on comes back after this; it doubles, up to */
+#define NAK_MAX_MS 60000              /* this */
+#define ABSENT_MIN_MS 250             /* nobody runs the component: messages of consumers are tried again after this; it */
+#define ABSENT_MAX_MS 5000            /* doubles, up to this */
+#define KEPT_MS 60000                 /* and after this they are given back */
 #define LEAVE_MS 30000                /* calls of a deleted link end by then */
 #define SHUTDOWN_MS 240               /* calls end by then after an order to shut down; hosts kill after 300 ms */
 #define TICK_MS 1000                  /* the longest sleep of the loop: orphans are noticed, held-back log counts written */
 
-/* Sums. PARAMS_MAX: encoded parameters of a call. WRITE_MAX: what may wait in a connection's write buffer. */
+/* Sums. PULL_BYTES: what one request for messages may bring, if neither link nor consumer says less. PARAMS_MAX: encoded parameters of a call. WRITE_MAX: what may wait in a connection's write buffer. */
 #define PARAMS_MAX (MESSAGE_MAX + 2 * SUBJECT_MAX + 64)
 #define WRITE_MAX (PARAMS_MAX + 192 * 1024)
+#define PULL_BYTES (PARAMS_MAX + 64 * 1024)
 
 /* The most that all of it may reserve, in bytes; checked by the compiler. */
 #ifndef RESERVED_MAX
