@@ -697,13 +697,13 @@ struct conn {
     struct topic topic;    /* what its log lines are about */
     json_t *settings;      /* key → string: cluster_uris, client_jwt, tls_ca, …; see setting_keys */
     void (*on_up)(struct conn *);
-    void (*on_message)(struct conn *, natsMsg *, bool pulled);  /* does not keep the message; pulled: it came to pulls */
+    void (*on_message)(struct conn *, natsMsg *);  /* does not keep the message */
     void (*on_down)(struct conn *, const char *why);  /* or NULL */
     uint64_t ping_ms;
     size_t write_max;      /* bytes that may wait to be written */
     char inbox[INBOX_MAX]; /* what is sent to "{inbox}…" comes back to us; ends with ".c." */
     size_t inbox_len;
-    bool pulls;            /* it pulls messages as well: JetStream sends them to where inbox ends with ".p." instead */
+    bool pulls;            /* there is one more, which ends with ".p.": JetStream answers there, and sends what was asked for */
 
     /* the attempt's */
     natsConnection *nc;
@@ -733,7 +733,7 @@ struct conn {
 static struct {
     int wake_fd;           /* an eventfd: other threads and signals wake the loop by writing to it */
     unsigned up;           /* connections that are up */
-    struct { natsSubscription *sub; const struct conn *of; bool pulled; }
+    struct { natsSubscription *sub; const struct conn *of; }
         subs[SUBSCRIPTIONS_MAX + 3 * (LINKS_MAX + LINKS_LEAVING_MAX) + 16]; /* with inboxes, and the lattice's own */
 } net = {.wake_fd = -1};
 
@@ -913,47 +913,24 @@ static void conn_start(struct conn *c) {
     conn_connect(c);
 }
 
-/* Every message of a connection comes through here, and is gone when this returns. Only where messages are pulled, those
- * whose subject does not say by which subscription they came go on into nats.c's queues, for conn_read() to ask: anybody can
- * publish a message that looks pulled, and it must not be acknowledged. */
+/* Every message of a connection comes through here, and is gone when this returns. */
 static void on_filter(natsConnection *nc, natsMsg **msg, void *user) {
     struct conn *c = user;
     natsMsg *m = *msg;
     (void)nc;
-    const char *subject = natsMsg_GetSubject(m);
-    char kind = inbox_kind(c, subject);
-    if (c->pulls && !kind) return;
     *msg = NULL;
-    if (kind == 'c' && strcmp(subject + c->inbox_len, "echo") == 0) c->io.echoed = true;
-    else if (!c->io.broken) c->on_message(c, m, false);
+    const char *subject = natsMsg_GetSubject(m);
+    if (inbox_kind(c, subject) == 'c' && strcmp(subject + c->inbox_len, "echo") == 0) c->io.echoed = true;
+    else if (!c->io.broken) c->on_message(c, m);
     natsMsg_free(m);
 }
 
-/* The next message in nats.c's queue of a subscription, or NULL. (It swallows one that says 503, and then has the next.) */
-static natsMsg *next_queued(natsSubscription *sub) {
-    natsMsg *m = NULL;
-    natsStatus s;
-    do s = natsSubscription_NextMsg(&m, sub, 0);
-    while (s == NATS_NO_RESPONDERS || s == NATS_SLOW_CONSUMER);
-    return s == NATS_OK ? m : NULL;
-}
-
-/* Reads what there is, and hands it out. */
-static void conn_read(struct conn *c) {
-    c->io.heard_ms = now;
-    natsConnection_ProcessReadEvent(c->nc);
-    c->io.more = !atomic_load(&c->closed) && tls_has_input(c->fd);
-    for (size_t i = 0; c->pulls && i < COUNT_OF(net.subs); i++)
-        for (natsMsg *m; net.subs[i].of == c && (m = next_queued(net.subs[i].sub)); natsMsg_free(m))
-            if (!c->io.broken) c->on_message(c, m, net.subs[i].pulled);
-}
-
-/* Ends subscriptions: all, or all but those to our inboxes, which means no new work while answers still come. */
+/* Ends subscriptions: all, or all but the one to the inbox of calls, which means no new work while answers still come. */
 static void conn_unsubscribe(struct conn *c, bool all) {
     for (size_t i = 0; i < COUNT_OF(net.subs); i++) {
         if (net.subs[i].of != c) continue;
         const char *subject = natsSubscription_GetSubject(net.subs[i].sub); /* NULL: it ended with its connection */
-        if (!all && (!subject || inbox_kind(c, subject))) continue;
+        if (!all && (!subject || inbox_kind(c, subject) == 'c')) continue;
         natsSubscription_Destroy(net.subs[i].sub);
         net.subs[i].of = NULL;
     }
@@ -982,7 +959,6 @@ static bool conn_subscribe(struct conn *c, const char *subject, const char *queu
             return false;
         }
         net.subs[i].of = c;
-        net.subs[i].pulled = inbox_kind(c, subject) == 'p';
         return true;
     }
     return false;
@@ -1154,6 +1130,7 @@ struct consumer {
     uint64_t ack_wait_ms, max_deliver;  /* of the consumer; max_deliver 0: no limit */
     uint32_t question;                  /* number of the last question, in the inbox for its answers */
     unsigned wanted;                    /* messages that the request under way is still to bring; 0: none is under way */
+    bool brought;                       /* it brought some */
     unsigned open;                      /* slots that its messages hold */
     uint64_t due_ms;                    /* UNKNOWN: when to ask; else: when to give up waiting for a sign of it */
     unsigned failures;                  /* in a row */
@@ -2022,6 +1999,7 @@ static void on_consumer_status(struct consumer *k, natsMsg *msg) {
     k->wanted = 0;
     if (strcmp(status, "408") == 0 || strcmp(status, "404") == 0 || strcmp(words, "Batch Completed") == 0) return;
     if (strcmp(status, "503") == 0 || strcmp(words, "Leadership Change") == 0 || strcmp(words, "Server Shutdown") == 0) return consumer_forget(k);
+    if (strcmp(words, "Message Size Exceeds MaxBytes") == 0 && k->brought) return;
     if (strcmp(words, "Message Size Exceeds MaxBytes") == 0) words = "its next message is larger than max_bytes, or than MESSAGE_MAX, and is in the way of all others";
     consumer_trouble(k, *words ? words : "JetStream refuses the request for messages");
 }
@@ -2046,6 +2024,7 @@ static void consumer_pull(struct consumer *k) {
     (void)snprintf(json, sizeof(json), "{\"batch\":%" PRIu64 ",\"max_bytes\":%" PRIu64 ",\"expires\":%" PRIu64 ",\"idle_heartbeat\":%" PRIu64 "}",
                    batch, bytes, k->expires_ms * 1000000, MIN(k->expires_ms / 3, PULL_HEARTBEAT_MS) * 1000000);
     k->wanted = (unsigned)batch;
+    k->brought = false;
     consumer_question(k, "MSG.NEXT", json, 2 * PULL_HEARTBEAT_MS);
 }
 
@@ -2094,10 +2073,11 @@ static bool read_ack(const char *subject, struct ack *a) {
 
 static bool span_is(struct span s, const char *text) { return strlen(text) == s.len && memcmp(s.at, text, s.len) == 0; }
 
-/* The consumer of this link that a pulled message came from, or NULL. */
+/* The consumer of this link that a message with this reply subject came from, or NULL. protocol: nats-server takes such a
+ * reply subject from no client, so nobody can have a message acknowledged that the component never saw (client.go). */
 static struct consumer *consumer_of(struct link *l, const char *ack) {
     struct ack a;
-    if (!is_inbox(ack) || !read_ack(ack, &a)) return NULL;
+    if (l->consumer_count == 0 || !is_inbox(ack) || !read_ack(ack, &a)) return NULL;
     for (struct consumer *k = l->consumers; k < l->consumers + l->consumer_count; k++)
         if (span_is(a.stream, k->stream) && span_is(a.consumer, k->name)) return k;
     return NULL;
@@ -2109,17 +2089,22 @@ static void acknowledge(struct link *l, const char *ack, const char *word) {
     if (p != POSTED) say(&l->conn.topic, LEVEL_WARN, "JetStream was not told %.4s of a message, and may deliver it again: %s", word, posted_words[p]);
 }
 
+/* What asks JetStream to deliver a message again after a while. */
+enum { NAK_LEN = 64 };
+static const char *nak(uint64_t delay_ms, char word[NAK_LEN]) {
+    (void)snprintf(word, NAK_LEN, "-NAK {\"delay\":%" PRIu64 "}", delay_ms * 1000000);
+    return word;
+}
+
 /* A message that the component failed on: it comes back later each time, as often as the consumer's max_deliver allows. */
 static void refuse_message(const struct consumer *k, const char *ack) {
-    char word[64];
+    char word[NAK_LEN];
     struct ack a = {.deliveries = 1};
     (void)read_ack(ack, &a);
     if (k->max_deliver && a.deliveries >= k->max_deliver)
         say(&k->link->conn.topic, LEVEL_ERROR, "message %" PRIu64 " of stream %s failed in the last of %" PRIu64 " deliveries: consumer %s gives it up",
             a.sequence, k->stream, k->max_deliver, k->name);
-    uint64_t delay_ms = MIN((uint64_t)NAK_MIN_MS << MIN(MAX(a.deliveries, 1) - 1, 16), NAK_MAX_MS);
-    (void)snprintf(word, sizeof(word), "-NAK {\"delay\":%" PRIu64 "}", delay_ms * 1000000);
-    acknowledge(k->link, ack, word);
+    acknowledge(k->link, ack, nak(MIN((uint64_t)NAK_MIN_MS << MIN(MAX(a.deliveries, 1) - 1, 16), NAK_MAX_MS), word));
 }
 
 /* Tells JetStream that a message is still being worked on, three times in its ack_wait. */
@@ -2179,8 +2164,9 @@ static void drop(struct link *l, unsigned count, const char *why) {
 
 /* Gives a consumer's message back, without the component having failed on it. */
 static void give_back(struct call *c, const char *why) {
+    char word[NAK_LEN];
     say(&c->link->conn.topic, LEVEL_INFO, "a message of consumer %s was given back: %s", c->consumer->name, why);
-    acknowledge(c->link, c->reply, "-NAK");
+    acknowledge(c->link, c->reply, nak(NAK_MIN_MS, word)); /* nats-server 2.9 mistakes the message if it has to send it at once */
     c->link->counts[RETURNED]++;
     call_free(c);
 }
@@ -2270,13 +2256,13 @@ static void on_subscribed(struct link *l, natsMsg *msg) {
 
 /* A message that a consumer delivered. Its reply subject is where it is acknowledged, and none that a component may have.
  * protocol: wasmCloud's built-in provider gives none either. */
-static void on_pulled(struct link *l, natsMsg *msg) {
+static void on_pulled(struct consumer *k, natsMsg *msg) {
+    struct link *l = k->link;
     struct message m = message_of(msg);
     const char *ack = natsMsg_GetReply(msg), *wrong = unfit(&m);
-    struct consumer *k = consumer_of(l, ack);
-    if (!k) return say(&l->conn.topic, LEVEL_WARN, "a message to our pull inbox is of no consumer of this link, and was ignored");
     l->counts[RECEIVED]++;
     k->wanted -= k->wanted > 0;
+    k->brought = true;
     k->due_ms = now + 2 * PULL_HEARTBEAT_MS;
     struct call *c = call_take(l);
     if (wrong || !c) {
@@ -2299,12 +2285,13 @@ static void on_pulled(struct link *l, natsMsg *msg) {
 }
 
 /* Everything that arrives on a link's connection. */
-static void on_link_message(struct conn *conn, natsMsg *msg, bool pulled) {
+static void on_link_message(struct conn *conn, natsMsg *msg) {
     struct link *l = (struct link *)(void *)conn;
     const char *subject = natsMsg_GetSubject(msg), *suffix;
     char kind = inbox_kind(conn, subject);
+    struct consumer *k = kind ? NULL : consumer_of(l, natsMsg_GetReply(msg));
     if (kind == 'p') return on_consumer(l, subject + conn->inbox_len, msg);
-    if (kind != 'c') return pulled ? on_pulled(l, msg) : on_subscribed(l, msg);
+    if (kind != 'c') return k ? on_pulled(k, msg) : on_subscribed(l, msg);
     struct call *c = call_of_subject(conn, subject, &suffix);
     if (c && c->kind == CALL_REQUEST && c->link == l && !*suffix) on_reply(c, msg);
 }
@@ -2468,7 +2455,10 @@ static void link_leave(struct link *l, bool replaced) {
     abandon_calls(l, "the link was deleted", true);
 }
 
-static bool link_is_busy(const struct link *l) { return l->calls > 0 || l->waiting > 0; }
+/* Calls, messages, or bytes that must still go out: what JetStream is told of the last messages, say. */
+static bool link_is_busy(const struct link *l) {
+    return l->calls > 0 || l->waiting > 0 || (l->conn.state == CONN_UP && !l->conn.io.broken && natsConnection_Buffered(l->conn.nc) > 0);
+}
 
 /* Gives a leaving link's slot back. */
 static void link_release(struct link *l) {
@@ -2649,9 +2639,8 @@ static void on_order(enum subject_kind kind, natsMsg *msg) {
 }
 
 /* Everything that arrives on the lattice. */
-static void on_lattice_message(struct conn *conn, natsMsg *msg, bool pulled) {
+static void on_lattice_message(struct conn *conn, natsMsg *msg) {
     const char *subject = natsMsg_GetSubject(msg);
-    (void)pulled;
     if (inbox_kind(conn, subject) == 'c') return on_lattice_inbox(msg);
     if (strcmp(subject, subjects[SUB_PUBLISH]) == 0) return on_call(msg, false);
     if (strcmp(subject, subjects[SUB_REQUEST]) == 0) return on_call(msg, true);
@@ -2750,10 +2739,13 @@ static void wait_for(struct pollfd *fds, nfds_t count, int ms) {
     if (fds[0].revents && read(fds[0].fd, &ignored, sizeof(ignored)) < 0 && errno != EAGAIN) die("eventfd: %s", strerror(errno));
 }
 
-static void conn_attend(struct conn *c, const struct pollfd *p) {
+static void conn_read(struct conn *c, const struct pollfd *p) {
     if (c->state != CONN_UP) return; /* what another said has ended it */
     if (p->revents & (POLLOUT | POLLERR | POLLHUP)) c->io.blocked = false;
-    if ((p->revents & (POLLIN | POLLERR | POLLHUP)) || (p->events & POLLIN && c->io.more)) conn_read(c);
+    if (!(p->revents & (POLLIN | POLLERR | POLLHUP)) && !(p->events & POLLIN && c->io.more)) return;
+    c->io.heard_ms = now;
+    natsConnection_ProcessReadEvent(c->nc);
+    c->io.more = !atomic_load(&c->closed) && tls_has_input(c->fd);
 }
 
 /* What to wait for on a connection. */
@@ -2776,7 +2768,7 @@ static void wait_and_read(void) {
         fds[count++] = conn_events(c, read);
     }
     wait_for(fds, count, sleep_ms(more));
-    for (nfds_t i = 1; i < count; i++) conn_attend(conns[i], &fds[i]);
+    for (nfds_t i = 1; i < count; i++) conn_read(conns[i], &fds[i]);
 }
 
 static void tick(pid_t parent) {
@@ -2804,11 +2796,11 @@ static void run(pid_t parent) {
         expire_calls();
         conn_step(&lattice);
         EACH_LINK(l) {
-            link_step(l);
             work_off(l);
             consumers_step(l);
             conn_write(&l->conn);
             if (l->unsettled > 0) settle(l);
+            link_step(l);
         }
         conn_write(&lattice);
         tick(parent);

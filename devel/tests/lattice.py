@@ -140,6 +140,13 @@ class Provider:
         assert not complaints, "\n".join(self.lines[self.lines.index(complaints[0]):])
         return code
 
+    async def counts(self, pattern="counts:"):
+        """What it answers to SIGUSR1 about the link whose line matches: {"received": 12, …}."""
+        before = len(self.log(pattern))
+        self.process.send_signal(signal.SIGUSR1)
+        line = await self.wait_log(pattern, count=before + 1)
+        return {name: int(n) for name, n in re.findall(r"(\w+)=(\d+)", line)}
+
     def status(self, field):
         """A number of /proc/PID/status, such as VmRSS (kB) or Threads."""
         return int(re.search(rf"^{field}:\s+(\d+)", Path(f"/proc/{self.pid}/status").read_text(), re.M).group(1))
@@ -340,6 +347,11 @@ class Component:
         self.subscription = await self.nc.subscribe(self.subject, queue=group, cb=self._invoked)
         await flush(self.nc)
         return self
+
+    async def close(self):
+        """Nobody runs the component any more."""
+        await self.subscription.unsubscribe()
+        await flush(self.nc)
 
     async def next(self, timeout=DEADLINE):
         """The next message handled."""

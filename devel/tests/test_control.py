@@ -138,7 +138,7 @@ async def test_link_of_somebody_else(world):
 
 
 @pytest.mark.parametrize("config, word", [
-    ({"consumers": '[{"stream":"S","consumer":"C"}]'}, "consumers"), ({"subscriptions": "a..b"}, "subscriptions"),
+    ({"consumers": '[{"stream":"S"}]'}, "consumers"), ({"subscriptions": "a..b"}, "subscriptions"),
     ({"client_jwt": "x.y.z"}, "client_seed"), ({"max_in_flight": "0"}, "max_in_flight"), ({"tls_ca": "nonsense"}, "tls_ca"),
     ({"cluster_uris": "nats://"}, "cluster_uris")], ids=str)
 async def test_wrong_configuration(world, config, word):
