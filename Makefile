@@ -2,6 +2,7 @@
 # make ARCH=arm64      the same for another machine (Debian's names: amd64, arm64)
 # make SAN=1           build/san/provider: AddressSanitizer and UBSan, dynamic, without the arena
 # make unit            build/unit: the unit tests
+# make check           static checks, and the complexity of functions
 # make demo, make test what test.sh does
 # make clean           removes build/, not the libraries that were fetched
 # SYSROOT=DIR          takes the static libraries from there instead of fetching them
@@ -75,6 +76,9 @@ build/unit: devel/unit.c $(SOURCES) $(HEADERS) devel/glibc_compat.c | build/incl
 unit: build/unit
 	build/unit
 
+check: | build/include
+	devel/check.sh
+
 # The load generator of devel/, on the system's glibc
 build/load: devel/load.c deps/tls.c devel/glibc_compat.c | build/include
 	$(CC) $(STANDARD) -g -O2 -isystem build/include -I. devel/load.c deps/tls.c devel/glibc_compat.c $(SAN_LIBRARIES) -lpthread -o $@
@@ -85,5 +89,5 @@ demo test:
 clean:
 	rm -rf build
 
-.PHONY: all unit demo test clean
+.PHONY: all unit check demo test clean
 .DELETE_ON_ERROR:

@@ -69,7 +69,7 @@ static uint64_t now;
 
 static uint64_t monotonic_ms(void) {
     struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
+    (void)clock_gettime(CLOCK_MONOTONIC, &t);
     return (uint64_t)t.tv_sec * 1000 + (uint64_t)t.tv_nsec / 1000000;
 }
 
@@ -295,7 +295,7 @@ __attribute__((format(printf, 1, 2), noreturn)) static void die(const char *form
     va_start(args, format);
     (void)vsnprintf(text, sizeof(text), format, args);
     va_end(args);
-    fprintf(stderr, PROVIDER_NAME ": %s\n", escaped(safe, sizeof(safe), text, false));
+    (void)fprintf(stderr, PROVIDER_NAME ": %s\n", escaped(safe, sizeof(safe), text, false));
     exit(1);
 }
 
@@ -318,7 +318,7 @@ static void write_line(const struct topic *topic, enum level level, const char *
     char safe[1200], who[300], when[32], line[1800];
     struct timespec t;
     struct tm tm;
-    clock_gettime(CLOCK_REALTIME, &t);
+    (void)clock_gettime(CLOCK_REALTIME, &t);
     (void)strftime(when, sizeof(when), "%Y-%m-%dT%H:%M:%S", gmtime_r(&t.tv_sec, &tm));
     (void)snprintf(when + strlen(when), 8, ".%03dZ", (int)(t.tv_nsec / 1000000));
     (void)escaped(safe, sizeof(safe), words, logger.json);
@@ -668,7 +668,7 @@ static uint8_t *bytes_of_json(const json_t *array, size_t *len) {
 static json_t *secret_text(const json_t *secret) {
     const json_t *value = json_object_get(secret, "value");
     size_t len = 0;
-    if (json_is_string(value)) return json_copy((json_t *)(uintptr_t)value);
+    if (json_is_string(value)) return json_copy((json_t *)value);
     uint8_t *bytes = bytes_of_json(value, &len);
     json_t *text = bytes ? json_stringn((const char *)bytes, len) : NULL;
     free_wiped(bytes);
@@ -2863,10 +2863,10 @@ static void host_token(const json_t *host, const char *key, const char *missing,
 
 /* Everything in the host data that outlives it. protocol: wasmCloud, crates/core, host.rs. */
 static void read_host(const json_t *host) {
-    const char *ours = host_text(host, "provider_xkey_private_key"), *hosts = host_text(host, "host_xkey_public_key");
+    const char *ours = host_text(host, "provider_xkey_private_key"), *hosts = host_text(host, "host_xkey_public_key"), *rust_log = getenv("RUST_LOG");
     if (!json_is_object(host)) die("host data: the JSON is no object");
     set_level(host_text(host, "log_level"));
-    if (getenv("RUST_LOG")) set_level(getenv("RUST_LOG"));
+    if (rust_log) set_level(rust_log);
     logger.json = json_is_true(json_object_get(host, "structured_logging"));
     host_token(host, "provider_key", NULL, self.key);
     (void)snprintf(self.topic.name, sizeof(self.topic.name), "%s", self.key);

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# ./test.sh            every test: builds, unit tests, black-box tests, the same with sanitizers, a smoke run of arm64
+# ./test.sh            every test: builds, static checks, unit tests, black-box tests, the same with sanitizers, some on arm64
 # ./test.sh demo       shows the main job on real input, and tells what happens
 # ./test.sh PATTERN…   only these black-box tests; the words go to pytest (test_links.py, -k reconnect, -x …)
 # ./test.sh --help     prints this
@@ -20,6 +20,7 @@ has() { command -v "$1" >/dev/null 2>&1; }
 
 # Names the packages for what this machine lacks; for the demo, only what the demo needs.
 missing_packages() {
+  local tool
   has make || echo make
   has gcc || echo gcc
   [ -e /usr/include/stdio.h ] || echo libc6-dev
@@ -32,6 +33,7 @@ missing_packages() {
   has file || echo file
   has nm || echo binutils
   has strace || echo strace
+  for tool in cppcheck clang-tidy complexity pmccabe; do has $tool || echo $tool; done
   [ "$native" != amd64 ] || has aarch64-linux-gnu-gcc || echo gcc-aarch64-linux-gnu
   [ "$native" != amd64 ] || has qemu-aarch64-static || has qemu-aarch64 || echo qemu-user
 }
@@ -107,10 +109,18 @@ unit_tests() {
   add "unit tests" "$status" "${p:-0}" "${f:-0}" 0
 }
 
+static_checks() {
+  local status=0
+  say "static checks"
+  make -s check 2>&1 | tee build/check.log || status=$?
+  add "static checks" "$status" "$(grep -c '^ok ' build/check.log)" "$(grep -c '^FAIL ' build/check.log)" 0
+}
+
 everything() {
   local emulator
   build
   build build/load
+  static_checks
   unit_tests
   black_box "black-box tests" "$PWD/build/$native/provider"
   build SAN=1

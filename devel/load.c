@@ -452,26 +452,33 @@ static uint64_t report(void) {
     return want.burst ? 0 : lost;
 }
 
-static void read_options(int argc, char **argv) {
-    const struct { const char *name; uint64_t *number; const char **text; } options[] = {
+static void take_flow(const char *value) {
+    for (want.flow = 0; want.flow < FLOWS && strcmp(value, flow_names[want.flow]) != 0;) want.flow++;
+}
+
+/* An option with a value: a number or a text. */
+static void take_option(const char *name, const char *value) {
+    static const struct { const char *name; uint64_t *number; const char **text; } options[] = {
         {"--calls", &want.calls, NULL}, {"--in-flight", &want.in_flight, NULL}, {"--body", &want.body, NULL},
         {"--pid", &want.pid, NULL}, {"--wait", &want.wait_s, NULL}, {"--lattice", NULL, &want.lattice},
         {"--link", NULL, &want.link}, {"--prefix", NULL, &want.prefix}, {"--key", NULL, &want.key},
         {"--component", NULL, &want.component}, {"--subject", NULL, &want.subject}, {"--ca", NULL, &want.ca},
     };
-    const size_t count = sizeof(options) / sizeof(options[0]);
+    for (size_t o = 0; o < sizeof(options) / sizeof(options[0]); o++) {
+        if (strcmp(name, options[o].name) != 0) continue;
+        if (options[o].text) *options[o].text = value;
+        else if (sscanf(value, "%lu", options[o].number) != 1) die("%s wants a number", name);
+        return;
+    }
+    die("there is no option %s; see devel/load.c", name);
+}
+
+static void read_options(int argc, char **argv) {
     for (int i = 1; i < argc; i++) {
-        size_t o = 0;
         if (strcmp(argv[i], "--burst") == 0 && (want.burst = true)) continue;
         if (i + 1 == argc) die("%s: what it is, or its value, is missing; see devel/load.c", argv[i]);
-        if (strcmp(argv[i], "--flow") == 0) {
-            for (want.flow = 0; want.flow < FLOWS && strcmp(argv[i + 1], flow_names[want.flow]) != 0;) want.flow++;
-        } else {
-            while (o < count && strcmp(argv[i], options[o].name) != 0) o++;
-            if (o == count) die("there is no option %s; see devel/load.c", argv[i]);
-            if (options[o].text) *options[o].text = argv[i + 1];
-            else if (sscanf(argv[i + 1], "%lu", options[o].number) != 1) die("%s wants a number", argv[i]);
-        }
+        if (strcmp(argv[i], "--flow") == 0) take_flow(argv[i + 1]);
+        else take_option(argv[i], argv[i + 1]);
         i++;
     }
     if (want.flow == FLOWS) die("--flow is publish, request or handle");

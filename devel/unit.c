@@ -335,8 +335,25 @@ static void test_random_messages(void) {
     }
 }
 
+struct known_result { const char *bytes; size_t len; enum decoded how; const char *words; };
+
+/* Reads it in three pieces, cut at these two places. */
+static void result_in_pieces(const struct known_result *known, size_t a, size_t b) {
+    const uint8_t *bytes = (const uint8_t *)known->bytes;
+    const size_t cuts[] = {0, a, b, known->len};
+    struct result r = {0};
+    enum decoded d = NEEDS_MORE;
+    for (int piece = 0; piece < 3 && d == NEEDS_MORE; piece++) {
+        uint8_t *part = exactly(bytes + cuts[piece], cuts[piece + 1] - cuts[piece]);
+        d = read_result(&r, part, cuts[piece + 1] - cuts[piece]);
+        free(part);
+    }
+    CHECK(d == known->how);
+    if (d == WHOLE) CHECK(r.is_error == !!known->words && strcmp(r.words, known->words ? known->words : "") == 0);
+}
+
 static void test_results(void) {
-    static const struct { const char *bytes; size_t len; enum decoded how; const char *words; } results[] = {
+    static const struct known_result results[] = {
         {VECTOR("\0"), WHOLE, NULL}, {VECTOR("\1\x0ctold to fail"), WHOLE, "told to fail"}, {VECTOR("\1\0"), WHOLE, ""},
         {VECTOR("\1\x8c\0told to fail"), WHOLE, "told to fail"}, {VECTOR("\1\x8c\x80\x80\x80\0told to fail"), WHOLE, "told to fail"},
         {VECTOR("\2"), MALFORMED, NULL}, {VECTOR("\xff"), MALFORMED, NULL}, {VECTOR("\1\xff\xff\xff\xff\xff\1"), MALFORMED, NULL},
@@ -346,19 +363,7 @@ static void test_results(void) {
     };
     for (size_t i = 0; i < COUNT_OF(results); i++)
         for (size_t a = 0; a <= results[i].len; a++)
-            for (size_t b = a; b <= results[i].len; b++) { /* in three pieces, at all places */
-                const uint8_t *bytes = (const uint8_t *)results[i].bytes;
-                const size_t cuts[] = {0, a, b, results[i].len};
-                struct result r = {0};
-                enum decoded d = NEEDS_MORE;
-                for (int piece = 0; piece < 3 && d == NEEDS_MORE; piece++) {
-                    uint8_t *part = exactly(bytes + cuts[piece], cuts[piece + 1] - cuts[piece]);
-                    d = read_result(&r, part, cuts[piece + 1] - cuts[piece]);
-                    free(part);
-                }
-                CHECK(d == results[i].how);
-                if (d == WHOLE) CHECK(r.is_error == !!results[i].words && strcmp(r.words, results[i].words ? results[i].words : "") == 0);
-            }
+            for (size_t b = a; b <= results[i].len; b++) result_in_pieces(&results[i], a, b);
     struct result r = {0};
     CHECK(read_result(&r, BYTES("\1\xe8\7")) == NEEDS_MORE);
     for (int i = 0; i < 1000; i++) CHECK(read_result(&r, (const uint8_t *)"x", 1) == (i < 999 ? NEEDS_MORE : WHOLE));
@@ -404,6 +409,9 @@ static void test_lists(void) {
     CHECK(!are_subscriptions(many, &count));
     struct span subject, queue;
     CHECK(split_subscription(span_of("q.work|workers"), &subject, &queue) && same(subject, span_of("q.work")) && same(queue, span_of("workers")));
+}
+
+static void test_servers(void) {
     static const char *const servers[] = {"nats://h", "tls://h:4222", "h", "h:1", "nats://u:p@h:4222", "NATS://[::1]:4222", "[::1]"};
     static const char *const no_servers[] = {"", "http://h", "ws://h", "nats://", "nats://u:p@", "nats://a b", "nats://a\"b", "a\\b", "h:65536", "nats://h\r\nPUB"};
     for (size_t i = 0; i < COUNT_OF(servers); i++) verify(is_server(span_of(servers[i])), servers[i], __LINE__);
@@ -713,7 +721,8 @@ static void test_slots(void) {
 int main(void) {
     static const struct { const char *name; void (*test)(void); } groups[] = {
         {"u32", test_u32}, {"strings", test_strings}, {"golden parameters", test_golden}, {"random messages", test_random_messages},
-        {"results in pieces", test_results}, {"subjects", test_subjects}, {"lists", test_lists}, {"nkeys", test_keys},
+        {"results in pieces", test_results}, {"subjects", test_subjects}, {"lists", test_lists},
+        {"servers", test_servers}, {"nkeys", test_keys},
         {"secrets", test_secrets}, {"log lines", test_log}, {"repeated lines", test_gates}, {"records", test_records},
         {"shares of records", test_shares}, {"call slots", test_slots}, {"arena", test_arena},
     };
