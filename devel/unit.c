@@ -704,7 +704,7 @@ static void test_slots(void) {
             CHECK(!call_of_subject(on, inbox, &suffix));
         }
         strcpy(inbox, stale);
-        inbox[on->inbox_len + i] = 'f';
+        inbox[on->inbox_len + i] = stale[on->inbox_len + i] == 'f' ? 'e' : 'f';
         CHECK(call_of_subject(on, inbox, &suffix) != of_a[3]); /* another slot or generation, or none */
     }
     call_free(of_a[3]);
