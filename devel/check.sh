@@ -14,10 +14,6 @@ others=(devel/load.c devel/glibc_compat.c devel/unit.c)
 below=10
 passed=0 failed=0
 
-# Functions whose McCabe complexity may be 10 or more. Each wants its reason.
-flat=(
-)
-
 # report TOOL WHAT FINDINGS   no findings: the tool passed
 report() {
   if [ -z "$3" ]; then
@@ -60,17 +56,17 @@ scores() {
 }
 
 run_complexity() {
-  scores | awk -v below=$below '/^unscored|end of|invalid/ || ($1 ~ /^[0-9]+$/ && $1 >= below)'
+  scores | awk -v below=$below '/^unscored|end of|invalid/ || ($1 ~ /^[0-9]+$/ && ++n && $1 >= below); END { if (!n) print "nothing was scored" }'
 }
 
 run_pmccabe() {
-  pmccabe "${shipped[@]}" | awk -v below=$below -v flat=" ${flat[*]} " '$1 >= below && !index(flat, " " $NF " ") { print $6 " " $7 ": " $1 }'
+  pmccabe "${shipped[@]}" | awk -v below=$below '$1 >= below { print $6 " " $7 ": " $1 } END { if (!NR) print "nothing was counted" }'
 }
 
 make -s build/include || exit 1
 report cppcheck "no finding in ${shipped[*]} devel/load.c devel/glibc_compat.c" "$(run_cppcheck)"
 report clang-tidy "no finding in ${shipped[*]}" "$(run_clang_tidy)"
 report complexity "every function of ${shipped[*]} ${others[*]} scores under $below" "$(run_complexity)"
-report pmccabe "every function of ${shipped[*]} is under $below${flat[*]:+, but those named here with their reason}" "$(run_pmccabe)"
+report pmccabe "every function of ${shipped[*]} is under $below as McCabe counts" "$(run_pmccabe)"
 printf '%d passed, %d failed\n' "$passed" "$failed"
 [ "$failed" = 0 ]
