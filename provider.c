@@ -434,7 +434,8 @@ static enum decoded read_bytes(struct reader *r, struct span *s) {
 /* Whether these bytes are UTF-8: no overlong form, no surrogate, nothing beyond U+10FFFF (RFC 3629). */
 static bool is_utf8(struct span s) {
     static const uint32_t first[] = {0, 0xc0, 0xe0, 0xf0}, least[] = {0, 0x80, 0x800, 0x10000}; /* by the bytes that follow */
-    for (const uint8_t *c = (const uint8_t *)s.at, *end = c + s.len; c < end; c++) {
+    const uint8_t *c = (const uint8_t *)s.at, *end = s.len ? c + s.len : c; /* an empty span may point nowhere */
+    for (; c < end; c++) {
         if (*c < 0x80) continue;
         size_t more = 1 + (size_t)(*c > 0xdf) + (*c > 0xef);
         uint32_t code = *c - first[more]; /* of a byte that begins nothing: beyond everything */
