@@ -3,6 +3,7 @@
 # make SAN=1           build/san/provider: AddressSanitizer and UBSan, dynamic, without the arena
 # make unit            build/unit: the unit tests
 # make check           static checks, and the complexity of functions
+# make fuzz            fuzzes each target of devel/fuzz for SECONDS=60, or only TARGETS='links host' (needs clang and libclang-rt-dev)
 # make demo, make test what test.sh does
 # make clean           removes build/, not the libraries that were fetched
 # SYSROOT=DIR          takes the static libraries from there instead of fetching them
@@ -83,11 +84,18 @@ check: | build/include
 build/load: devel/load.c deps/tls.c devel/glibc_compat.c | build/include
 	$(CC) $(STANDARD) -g -O2 -isystem build/include -I. devel/load.c deps/tls.c devel/glibc_compat.c $(SAN_LIBRARIES) -lpthread -o $@
 
+build/fuzz/fuzz: devel/fuzz/fuzz.c devel/fuzz/pem.c $(SOURCES) $(HEADERS) devel/glibc_compat.c | build/include
+	@mkdir -p $(@D)
+	clang $(filter-out -Wshadow -Wconversion,$(STANDARD)) $(SANITIZED) -fsanitize=fuzzer -isystem build/include $(filter devel/%,$^) $(SAN_LIBRARIES) -lpthread -o $@
+
+fuzz: build/fuzz/fuzz
+	devel/fuzz/run.sh $(or $(SECONDS),60) $(TARGETS)
+
 demo test:
 	./test.sh $(filter demo,$@)
 
 clean:
 	rm -rf build
 
-.PHONY: all unit check demo test clean
+.PHONY: all unit check fuzz demo test clean
 .DELETE_ON_ERROR:

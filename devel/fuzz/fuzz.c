@@ -1,0 +1,915 @@
+/* fuzz - hostile input for provider.c: libFuzzer targets that know what has to come out. Run by `make fuzz`; see run.sh.
+ *
+ * It includes the source, and puts a world of its own under it: what nats.c, the clock's thread and the system would do is
+ * done by the functions of the first part, which check what they are given. So whole calls run without a server, thousands
+ * a second. The name under which the program is started chooses the target (build/fuzz/wire is a link to build/fuzz/fuzz);
+ * under any other it prints the names. A target is one function that takes bytes, and one line in `targets` at the end;
+ * its seeds come from seeds.py, what it once found lies in found/TARGET.
+ *
+ * MUST() is what has to be true whatever the input. A target leaves nothing behind: it begins with world_begin() and ends
+ * with world_end(), which sees to it that no slot, record, link, subscription or JSON value is left.
+ */
+#define PROVIDER_WITHOUT_MAIN
+#define _GNU_SOURCE
+#include <nats/nats.h>
+#include <poll.h>
+#include <pthread.h>
+#include <setjmp.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#pragma clang diagnostic ignored "-Wunused-function" /* what only main needs */
+#pragma clang diagnostic ignored "-Wunused-variable"
+#define MUST(condition) ((condition) ? (void)0 : broken(#condition, __LINE__))
+
+static void broken(const char *what, int line) {
+    fprintf(stderr, "devel/fuzz/fuzz.c:%d: not true: %s\n", line, what);
+    abort();
+}
+
+static natsStatus world_send(natsConnection *nc, const char *subject, const char *reply, const void *data, int len);
+static natsStatus world_send_msg(natsConnection *nc, natsMsg *msg);
+static natsStatus world_subscribe(natsSubscription **sub, natsConnection *nc, const char *subject, const char *queue);
+static int world_buffered(natsConnection *nc);
+static int64_t world_max_payload(natsConnection *nc);
+static natsStatus world_write(natsConnection *nc);
+static natsStatus world_last_error(const char **text);
+static ssize_t world_read(void *out, size_t len);
+static ssize_t world_log(const void *line, size_t len);
+__attribute__((format(printf, 1, 2))) static void world_words(const char *format, ...);
+static jmp_buf dead;
+static bool may_die;
+__attribute__((noreturn)) static void world_exit(void) { MUST(may_die); longjmp(dead, 1); }
+
+#define natsConnection_Publish(nc, subject, data, len) world_send(nc, subject, NULL, data, len)
+#define natsConnection_PublishRequest(nc, subject, reply, data, len) world_send(nc, subject, reply, data, len)
+#define natsConnection_PublishMsg(nc, msg) world_send_msg(nc, msg)
+#define natsConnection_SubscribeSync(sub, nc, subject) world_subscribe(sub, nc, subject, NULL)
+#define natsConnection_QueueSubscribeSync(sub, nc, subject, queue) world_subscribe(sub, nc, subject, queue)
+#define natsSubscription_GetSubject(sub) ((const char *)(sub))
+#define natsSubscription_Destroy(sub) free(sub)
+#define natsConnection_Buffered(nc) world_buffered(nc)
+#define natsConnection_GetMaxPayload(nc) world_max_payload(nc)
+#define natsConnection_ProcessWriteEvent(nc) world_write(nc)
+#define natsConnection_GetLastError(nc, text) world_last_error(text)
+#define natsConnection_Close(nc) (void)(nc)
+#define natsConnection_Destroy(nc) (void)(nc)
+#define natsConnection_ProcessCloseEvent(fd) (void)(fd)
+#define natsConn_setFilterWithClosure world_filter
+#define shutdown(fd, how) 0
+#define pthread_create(thread, attr, run, arg) (*(thread) = 0, (void)(run), 0)
+#define pthread_detach(thread) (void)(thread)
+#define poll(fds, count, ms) ((void)(ms), (fds)->revents = (fds)->events, 1)
+#define read(fd, out, len) ((void)(fd), world_read(out, len))
+#define write(fd, line, len) ((fd) == STDERR_FILENO ? world_log(line, len) : 0)
+#define fprintf(file, ...) world_words(__VA_ARGS__)
+#define printf(...) world_words(__VA_ARGS__)
+#define exit(code) world_exit()
+#include "../../provider.c"
+#undef fprintf
+#undef printf
+#undef read
+#undef write
+#undef exit
+
+/* ---- oracles: the same rules as in provider.c, written differently, and slowly ------------------------------------------ */
+
+/* Reads code points, and writes each as UTF-8 is defined: what comes out must be what went in. */
+static bool oracle_utf8(struct span s) {
+    for (size_t i = 0; i < s.len;) {
+        const uint8_t *c = (const uint8_t *)s.at + i;
+        uint8_t out[4];
+        unsigned n = *c < 0x80 ? 1 : (*c & 0xe0) == 0xc0 ? 2 : (*c & 0xf0) == 0xe0 ? 3 : (*c & 0xf8) == 0xf0 ? 4 : 0;
+        if (n == 0 || n > s.len - i) return false;
+        uint32_t point = n == 1 ? *c : *c & (0xffu >> (n + 1));
+        for (unsigned k = 1; k < n; k++) point = point << 6 | (c[k] & 0x3f);
+        if (point > 0x10ffff || (point >= 0xd800 && point < 0xe000)) return false;
+        unsigned m = point < 0x80 ? 1 : point < 0x800 ? 2 : point < 0x10000 ? 3 : 4;
+        static const uint8_t lead[] = {0, 0, 0xc0, 0xe0, 0xf0};
+        for (unsigned k = 0; k < m; k++) out[k] = (uint8_t)((point >> 6 * (m - 1 - k) & 0x3f) | 0x80);
+        out[0] = m == 1 ? (uint8_t)point : (uint8_t)(point >> 6 * (m - 1) | lead[m]);
+        if (m != n || memcmp(c, out, n) != 0) return false;
+        i += n;
+    }
+    return true;
+}
+
+/* NATS, "Subject-Based Messaging": tokens between dots. */
+static bool oracle_subject(struct span s, bool wildcards) {
+    char text[SUBJECT_MAX + 3];
+    if (s.len == 0 || s.len > SUBJECT_MAX) return false;
+    for (size_t i = 0; i < s.len; i++) if ((uint8_t)s.at[i] <= 32 || s.at[i] == 127) return false;
+    text[0] = '.';
+    memcpy(text + 1, s.at, s.len);
+    memcpy(text + 1 + s.len, ".", 2);
+    if (strstr(text, "..") || (!wildcards && (strstr(text, ".*.") || strstr(text, ".>.")))) return false;
+    const char *tail = strstr(text, ".>.");
+    return !tail || tail[3] == 0;
+}
+
+/* ---- the world under provider.c -------------------------------------------------------------------------------------------- */
+
+enum { CALLERS = 32, SERVERS = LINK_SLOTS + 1 };
+
+static struct {
+    struct server { int buffered; bool stuck; natsStatus next; int64_t max_payload; } servers[SERVERS];
+    const uint8_t *input;                     /* what read() finds */
+    size_t input_len, piece;
+    struct caller {                           /* a component that called: what it has been told */
+        bool used, is_request;
+        unsigned shaken, failed, ended;
+        char rs[INBOX_MAX + 16];
+        uint64_t digest;                      /* of its result */
+        uint8_t result[512];
+        size_t len;
+    } callers[CALLERS];
+    char started[CALLERS][INBOX_MAX + 16], asked[CALLERS][INBOX_MAX + 16]; /* inboxes of calls to components, and of requests */
+    unsigned starts, asks;
+    uint64_t digest;                          /* of what went to links */
+    bool lossy;                               /* the lattice was not all that it should be */
+    size_t blocks;                            /* of JSON */
+    char words[1200];                         /* what was printed last */
+} world;
+
+static uint64_t digest(uint64_t sum, const void *bytes, size_t len) { /* FNV-1a, by 8 bytes */
+    const uint8_t *c = bytes;
+    for (uint64_t word = 0; len >= 8; c += 8, len -= 8) memcpy(&word, c, 8), sum = (sum ^ word) * 1099511628211u;
+    for (; len > 0; c++, len--) sum = (sum ^ *c) * 1099511628211u;
+    return sum;
+}
+
+void world_filter(natsConnection *nc, void (*filter)(natsConnection *, natsMsg **, void *), void *closure) { MUST(nc && filter == on_filter && closure); }
+
+static struct conn *conn_of(natsConnection *nc) {
+    size_t i = (size_t)((struct server *)(void *)nc - world.servers);
+    return i < LINK_SLOTS ? &links[i].conn : &lattice;
+}
+
+static struct server *server_of(const struct conn *c) {
+    return &world.servers[c == &lattice ? LINK_SLOTS : (size_t)((const struct link *)(const void *)c - links)];
+}
+
+static int world_buffered(natsConnection *nc) { return nc ? ((struct server *)(void *)nc)->buffered : -1; } /* as nats.c */
+static int64_t world_max_payload(natsConnection *nc) { return ((struct server *)(void *)nc)->max_payload; }
+static natsStatus world_last_error(const char **text) { return *text = "it said \r\n so", NATS_ERR; }
+
+static natsStatus world_write(natsConnection *nc) {
+    struct server *s = (struct server *)(void *)nc;
+    MUST(s->buffered > 0 && atomic_load(&conn_of(nc)->wants_write));
+    s->buffered = s->stuck ? s->buffered : 0;
+    atomic_store(&conn_of(nc)->wants_write, s->buffered > 0);
+    return NATS_OK;
+}
+
+static ssize_t world_read(void *out, size_t len) {
+    size_t n = MIN(MIN(len, world.input_len), world.piece);
+    memcpy(out, world.input, n);
+    world.input += n;
+    world.input_len -= n;
+    return (ssize_t)n;
+}
+
+/* A line of the log is one line, and nothing in it is a command to a terminal. */
+static ssize_t world_log(const void *line, size_t len) {
+    const char *c = line;
+    MUST(len > 0 && c[len - 1] == '\n');
+    for (size_t i = 0; i + 1 < len; i++) MUST(c[i] >= ' ' && c[i] <= '~');
+    if (logger.json && *c == '{') {
+        json_t *json = json_loadb(c, len, 0, NULL);
+        MUST(json_object_size(json) == 4);
+        json_decref(json);
+    }
+    return (ssize_t)len;
+}
+
+static void world_words(const char *format, ...) {
+    va_list args;
+    va_start(args, format);
+    (void)vsnprintf(world.words, sizeof(world.words), format, args);
+    va_end(args);
+}
+
+/* What comes to a caller: one handshake, then one end. */
+static void to_caller(const char *subject, const char *reply, const void *data, size_t len) {
+    char *suffix;
+    struct caller *c = &world.callers[strtoul(subject + 2, &suffix, 10) % CALLERS];
+    MUST(c->used && c->ended == 0);
+    if (*suffix == 0) {
+        MUST(reply && len == 0 && ++c->shaken == 1 && c->failed == 0 && c->len == 0);
+        (void)snprintf(c->rs, sizeof(c->rs), "%s", reply);
+    } else if (strcmp(suffix, ".error") == 0) {
+        struct span words = {0};
+        struct reader r = {data, data, (const uint8_t *)data + len, 0};
+        MUST(!reply && ++c->failed == 1 && c->len == 0 && read_string(&r, &words) == WHOLE && r.at == r.end);
+    } else {
+        MUST(strcmp(suffix, ".results") == 0 && !reply && (len == 0 || c->failed == 0));
+        if (len == 0) c->ended++;
+        if (c->len < sizeof(c->result) && len) memcpy(c->result + c->len, data, MIN(len, sizeof(c->result) - c->len));
+        if (len) c->digest = digest(c->digest, data, len);
+        c->len += len;
+    }
+}
+
+/* The whole result of a call: what its type says, and words that are UTF-8. */
+static void check_result(struct caller *c) {
+    struct message m = {0};
+    if (c->failed > 0 || c->len > sizeof(c->result)) return;
+    struct reader r = {c->result, c->result + 1, c->result + c->len, 0};
+    MUST(c->len > 0 && *c->result <= 1);
+    if (*c->result == 1) MUST(read_string(&r, &m.subject) == WHOLE && m.subject.len > 0);
+    else if (c->is_request) MUST(read_publish(&r, &m) == WHOLE);
+    MUST(r.at == r.end);
+}
+
+static natsStatus world_send(natsConnection *nc, const char *subject, const char *reply, const void *data, int len) {
+    struct server *s = (struct server *)(void *)nc;
+    struct conn *c = conn_of(nc);
+    natsStatus status = s->next;
+    MUST(c->state == CONN_UP && oracle_subject(span_of(subject), false) && len >= 0 && len <= s->max_payload);
+    MUST(!reply || oracle_subject(span_of(reply), false));
+    s->next = NATS_OK;
+    if (status != NATS_OK) return status;
+    if (c == &lattice && strncmp(subject, "C.", 2) == 0) to_caller(subject, reply, data, (size_t)len);
+    else if (c == &lattice && reply) (void)snprintf(world.started[world.starts++ % CALLERS], INBOX_MAX + 16, "%s", reply);
+    else if (c != &lattice && (reply || strncmp(subject, c->inbox, c->inbox_len) != 0)) { /* no echo */
+        bool own = reply && strncmp(reply, c->inbox, c->inbox_len) == 0;
+        if (own) (void)snprintf(world.asked[world.asks++ % CALLERS], INBOX_MAX + 16, "%s", reply);
+        world.digest = digest(digest(world.digest, subject, strlen(subject) + 1), data, (size_t)len);
+        if (reply && !own) world.digest = digest(world.digest, reply, strlen(reply) + 1);
+    }
+    s->buffered += len + 64;
+    atomic_store(&c->wants_write, true);
+    return NATS_OK;
+}
+
+static natsStatus world_send_msg(natsConnection *nc, natsMsg *msg) {
+    return world_send(nc, natsMsg_GetSubject(msg), natsMsg_GetReply(msg), natsMsg_GetData(msg), natsMsg_GetDataLength(msg));
+}
+
+static natsStatus world_subscribe(natsSubscription **sub, natsConnection *nc, const char *subject, const char *queue) {
+    MUST(conn_of(nc)->state == CONN_UP && oracle_subject(span_of(subject), true) && (!queue || oracle_subject(span_of(queue), false)));
+    *sub = (natsSubscription *)(void *)strdup(subject);
+    return NATS_OK;
+}
+
+/* The same "random" bytes each time, or an input would not be one. */
+static uint32_t chance;
+static const char *chance_name(void) { return "fuzz"; }
+static uint32_t chance_next(void) { return chance = chance * 1664525 + 1013904223; }
+static void chance_fill(void *const out, const size_t len) { for (size_t i = 0; i < len; i++) ((uint8_t *)out)[i] = (uint8_t)(chance_next() >> 24); }
+
+/* jansson's memory is counted, and kept in a list: what a death of the provider leaves behind is given back. */
+static struct piece { struct piece *next, **at; } *pieces;
+
+static void *json_take(size_t size) {
+    struct piece *p = malloc(sizeof(*p) + size);
+    *p = (struct piece){pieces, &pieces};
+    if (pieces) pieces->at = &p->next;
+    pieces = p;
+    world.blocks++;
+    return p + 1;
+}
+
+static void json_give(void *memory) {
+    struct piece *p = memory;
+    if (!memory) return;
+    p--;
+    if (p->next) p->next->at = p->at;
+    *p->at = p->next;
+    world.blocks--;
+    free(p);
+}
+
+static void server_up(struct conn *c) {
+    struct server *s = server_of(c);
+    *s = (struct server){.max_payload = s->max_payload};
+    c->nc = (natsConnection *)(void *)s;
+    atomic_store(&c->report, REPORT_UP);
+}
+
+static json_t *defaults(void) { return json_pack("{s:s}", "cluster_uris", "nats://127.0.0.1:4222"); }
+
+/* A provider on a lattice that is up, with xkeys if `keys`, and without links. */
+static void world_begin(void) {
+    memset(&world, 0, sizeof(world));
+    for (size_t i = 0; i < SERVERS; i++) world.servers[i].max_payload = 1 << 20;
+    world.piece = SIZE_MAX;
+    chance = 1;
+    now = 100000;
+    logger.level = LEVEL_DEBUG;
+    logger.json = true;
+    stop.state = RUNNING;
+    *stop.reply = *self.refused = 0;
+    calls.next_deadline_ms = UINT64_MAX;
+    for (struct call *c = calls.slots; c < calls.slots + calls.fresh; c++) memset(c, 0, sizeof(*c));
+    calls.fresh = 0;
+    calls.free = NULL;
+    memset(&lattice, 0, sizeof(lattice));
+    memset(self.topic.gates, 0, sizeof(self.topic.gates));
+    (void)strcpy(self.key, "messaging-nats");
+    (void)strcpy(self.lattice, "default");
+    (void)strcpy(self.host_id, "NHOST");
+    subjects_start();
+    self.config = json_object();
+    self.secrets = json_object();
+    self.links = json_array();
+    start_lattice(defaults());
+    server_up(&lattice);
+    conn_step(&lattice);
+    MUST(lattice.state == CONN_UP);
+}
+
+static void check_world(void) {
+    unsigned used = 0, up = lattice.state == CONN_UP, staying = 0;
+    size_t held = 0;
+    EACH_LINK(l) {
+        unsigned own = 0, with_component = 0, unsettled = 0;
+        size_t bytes = 0;
+        struct record *r = l->backlog;
+        for (unsigned i = 0; i < l->waiting; i++, r = r->next) bytes += record_size(r);
+        for (struct call *c = calls.slots; c < calls.slots + calls.fresh; c++) {
+            if (c->kind == CALL_FREE || c->link != l) continue;
+            own++;
+            with_component += c->kind == CALL_HANDLER;
+            unsettled += c->kind == CALL_OUT || c->kind == CALL_HELD;
+            bytes += c->held ? record_size(c->held) : 0;
+            MUST(calls.next_deadline_ms <= c->deadline_ms && (!c->held || c->held->len <= c->held->room));
+        }
+        MUST(l->calls == own && l->with_component == with_component && l->unsettled == unsettled && l->held == bytes);
+        MUST(with_component <= l->max_in_flight && (l->leaving || !*l->wrong || l->conn.state == CONN_OFF));
+        used += own;
+        held += bytes;
+        up += l->conn.state == CONN_UP;
+        staying += !l->leaving;
+    }
+    MUST(calls.used == used && records_held == held && held <= HELD_MAX && net.up == up && staying <= LINKS_MAX);
+}
+
+static void world_end(void) {
+    check_world();
+    EACH_LINK(l) link_release(l);
+    for (struct caller *c = world.callers; c < world.callers + CALLERS; c++) {
+        if (!c->used || world.lossy) continue;
+        MUST(c->shaken == 1 && c->ended == 1);
+        check_result(c);
+    }
+    if (lattice.state == CONN_UP) conn_close(&lattice);
+    json_decref(lattice.settings);
+    json_decref(self.config);
+    json_decref(self.secrets);
+    json_decref(self.links);
+    self.links = NULL;
+    MUST(calls.used == 0 && records_held == 0 && net.up == 0 && world.blocks == 0);
+    for (size_t i = 0; i < COUNT_OF(net.subs); i++) MUST(!net.subs[i].of);
+}
+
+/* ---- the input, taken bit by bit --------------------------------------------------------------------------------------------- */
+
+static struct span in;
+
+static unsigned take(void) { return in.len ? (in.len--, (uint8_t)*in.at++) : 0; }
+
+static struct span take_bytes(size_t len) {
+    struct span s = {in.at, MIN(len, in.len)};
+    in.at += s.len;
+    in.len -= s.len;
+    return s;
+}
+
+static struct span take_span(void) { return take_bytes(take()); }
+
+/* As a string in memory of exactly its size; the caller frees it. */
+static char *text_of(struct span s) { return strndup(s.len ? s.at : "", s.len); }
+
+static natsMsg *message(const char *subject, const char *reply, struct span data) {
+    natsMsg *msg = NULL;
+    MUST(natsMsg_Create(&msg, subject, reply && *reply ? reply : NULL, data.at, (int)data.len) == NATS_OK);
+    return msg;
+}
+
+/* As nats.c hands it over. */
+static void arrive(struct conn *c, natsMsg *msg) {
+    if (c->state == CONN_UP) on_filter(c->nc, &msg, c);
+    else natsMsg_free(msg);
+}
+
+static void link_up(struct link *l) {
+    if (l->conn.state != CONN_CONNECTING) return;
+    server_up(&l->conn);
+    link_step(l);
+}
+
+/* A link, put as a host would: handler or consumer, with configuration on its side. */
+static struct link *put(bool is_handler, const char *component, const char *key, const char *value) {
+    json_t *json = json_pack("{s:s, s:s, s:s, s:{s:s}, s:{s:s}}", "source_id", is_handler ? self.key : component, "target", is_handler ? component : self.key,
+                             "name", "default", "source_config", key, value, "target_config", key, value);
+    link_put(json);
+    json_decref(json);
+    EACH_LINK(l) if (!l->leaving && l->is_handler == is_handler && strcmp(l->component, component) == 0) return link_up(l), l;
+    return NULL;
+}
+
+static struct caller *call(const char *component, unsigned n, bool is_request, struct span params) {
+    char rc[16];
+    struct caller *c = &world.callers[n % CALLERS];
+    if (c->used) return c;
+    *c = (struct caller){.used = true, .is_request = is_request};
+    (void)snprintf(rc, sizeof(rc), "C.%u", n % CALLERS);
+    natsMsg *msg = message(subjects[is_request ? SUB_REQUEST : SUB_PUBLISH], rc, params);
+    MUST(natsMsgHeader_Set(msg, "source-id", component) == NATS_OK);
+    arrive(&lattice, msg);
+    return c;
+}
+
+static void more_params(struct caller *c, struct span piece) {
+    char subject[INBOX_MAX + 32];
+    (void)snprintf(subject, sizeof(subject), "%s.params", c->rs);
+    if (*c->rs) arrive(&lattice, message(subject, NULL, piece));
+}
+
+static void write_and_settle(struct link *l) {
+    l->conn.io.blocked = false;
+    conn_write(&l->conn);
+    if (l->unsettled > 0) settle(l);
+}
+
+/* ---- targets ------------------------------------------------------------------------------------------------------------------- */
+
+enum kind { OF_PUBLISH, OF_REQUEST, OF_U32, OF_BYTES, OF_STRING, KINDS };
+
+struct value { struct message m; uint32_t number; size_t used; };
+
+static enum decoded decode(enum kind kind, const uint8_t *bytes, size_t len, struct value *v) {
+    struct reader r = {.start = bytes, .at = bytes, .end = bytes + len};
+    *v = (struct value){0};
+    enum decoded d = kind == OF_PUBLISH ? read_publish(&r, &v->m) : kind == OF_REQUEST ? read_request(&r, &v->m, &v->number)
+                   : kind == OF_U32 ? read_u32(&r, &v->number) : kind == OF_BYTES ? read_bytes(&r, &v->m.body) : read_string(&r, &v->m.subject);
+    v->used = d == NEEDS_MORE ? r.needs : (size_t)(r.at - r.start);
+    return d;
+}
+
+static size_t encode(enum kind kind, uint8_t *out, const struct value *v) {
+    if (kind == OF_PUBLISH) return write_message(out, &v->m);
+    if (kind == OF_U32) return write_u32(out, v->number);
+    if (kind == OF_BYTES || kind == OF_STRING) return write_bytes(out, kind == OF_BYTES ? v->m.body : v->m.subject);
+    size_t n = write_bytes(out, v->m.subject);
+    n += write_bytes(out + n, v->m.body);
+    return n + write_u32(out + n, v->number);
+}
+
+static bool same(struct span a, struct span b) { return a.len == b.len && (a.len == 0 || memcmp(a.at, b.at, a.len) == 0); }
+
+/* A value decodes alike whatever stands behind it, needs exactly what it says, and survives being encoded. */
+static void fuzz_wire(const uint8_t *data, size_t len) {
+    struct value v, again;
+    if (len == 0) return;
+    enum kind kind = *data++ % KINDS;
+    enum decoded d = decode(kind, data, --len, &v);
+    for (size_t cut = 0, needed = 0; cut <= len; cut++) { /* NEEDS_MORE until enough is there, then one verdict for good */
+        uint8_t *exact = memcpy(malloc(cut + !cut), data, cut);
+        enum decoded before = decode(kind, exact, cut, &again);
+        MUST(before == NEEDS_MORE || (before == d && cut >= needed));
+        if (before == NEEDS_MORE) MUST(again.used > cut && (d == NEEDS_MORE || again.used <= len));
+        if (before == NEEDS_MORE) needed = again.used;
+        if (before == WHOLE) MUST(again.used == v.used && v.used <= cut);
+        free(exact);
+        if (before == WHOLE && cut > v.used) break;
+    }
+    if (d != WHOLE) return;
+    MUST(oracle_utf8(v.m.subject) && oracle_utf8(v.m.reply_to));
+    uint8_t *out = malloc(message_room(&v.m)), *exact;
+    size_t n = encode(kind, out, &v);
+    MUST(n <= v.used && n <= message_room(&v.m));
+    exact = realloc(out, n);
+    MUST(decode(kind, exact, n, &again) == WHOLE && again.used == n && again.number == v.number && again.m.has_reply == v.m.has_reply);
+    MUST(same(again.m.subject, v.m.subject) && same(again.m.body, v.m.body) && same(again.m.reply_to, v.m.reply_to));
+    free(exact);
+}
+
+/* The result of handle-message, cut where the first bytes say, against the same in one piece and against the decoder. */
+static void fuzz_result(const uint8_t *data, size_t len) {
+    struct result whole = {0}, pieces_of = {0};
+    in = (struct span){(const char *)data, len};
+    uint32_t cuts = take() | take() << 8 | take() << 16;
+    struct span bytes = in, words = {0};
+    enum decoded d = read_result(&whole, (const uint8_t *)bytes.at, bytes.len), p = NEEDS_MORE;
+    for (size_t n; in.len > 0 && p == NEEDS_MORE; cuts = cuts >> 3 | cuts << 21) {
+        struct span piece = take_bytes(n = 1 + (cuts & 7) * (cuts & 7));
+        uint8_t *exact = memcpy(malloc(piece.len), piece.at, piece.len);
+        p = read_result(&pieces_of, exact, piece.len);
+        free(exact);
+    }
+    MUST(p == d && (d == MALFORMED || memcmp(&whole, &pieces_of, sizeof(whole)) == 0));
+    struct reader r = {(const uint8_t *)bytes.at, (const uint8_t *)bytes.at, (const uint8_t *)bytes.at + bytes.len, 0};
+    enum decoded expected = bytes.len == 0 ? NEEDS_MORE : *r.at > 1 ? MALFORMED : *r.at++ == 0 ? WHOLE : read_bytes(&r, &words);
+    MUST(d == expected);
+    size_t kept = MIN(words.len, sizeof(whole.words) - 1);
+    if (d == WHOLE) MUST(whole.is_error == (bytes.at[0] == 1) && whole.kept == kept && (!kept || memcmp(whole.words, words.at, kept) == 0) && whole.words[kept] == 0);
+}
+
+/* Lists and numbers, read a second time. */
+static void check_lists(const char *text) {
+    struct span item, subject, queue;
+    size_t count = 0, n = 0;
+    bool good = true;
+    char *copy = strdup(text), *rest = copy, *token;
+    while ((token = strsep(&rest, ","))) {
+        token += strspn(token, " \t\r\n");
+        size_t len = strlen(token);
+        while (len && strchr(" \t\r\n\v\f", token[len - 1])) len--;
+        if (len == 0) continue;
+        MUST(list_item(text, n++, &item) && same(item, (struct span){token, len}));
+        token[len] = 0;
+        char *bar = strchr(token, '|');
+        if (bar) *bar = 0;
+        good &= oracle_subject(span_of(token), true) && oracle_utf8(span_of(token)) && (!bar || oracle_subject(span_of(bar + 1), false));
+    }
+    MUST(!list_item(text, n, &item) && are_subscriptions(text, &count) == (good && n <= SUBSCRIPTIONS_MAX) && (!good || count == n));
+    for (size_t i = 0; i < (good ? n : 0); i++) MUST(list_item(text, i, &item) && split_subscription(item, &subject, &queue));
+    free(copy);
+}
+
+static void check_server(struct span url) {
+    struct span address = url_address(url);
+    MUST(address.at >= url.at && address.at + address.len == url.at + url.len);
+    if (!is_server(url)) return;
+    MUST(address.len > 0 && url.len <= 1000 && !memchr(address.at, '@', address.len));
+    for (size_t i = 0; i < url.len; i++) MUST((uint8_t)url.at[i] > ' ' && !strchr("\"\\", url.at[i]));
+}
+
+/* What goes into subjects, lists, numbers, log lines. */
+static void fuzz_subjects(const uint8_t *data, size_t len) {
+    struct span s = {(const char *)data, len};
+    char *text = text_of(s), small[40];
+    const char *suffix;
+    for (int wildcards = 0; wildcards < 2; wildcards++) MUST(is_subject(s, wildcards) == oracle_subject(s, wildcards));
+    MUST(is_utf8(s) == oracle_utf8(s));
+    MUST(is_token(text) == (oracle_subject(span_of(text), false) && strlen(text) < ID_MAX && !strpbrk(text, ".*>")));
+    MUST(is_inbox(text) == (oracle_subject(span_of(text), false) && strlen(text) + TOKEN_LEN < INBOX_MAX));
+    check_lists(text);
+    check_server(s);
+    for (int json = 0; json < 2; json++)
+        for (const char *c = escaped(small, 4 + len % 36, text, json); *c; c++) MUST(*c >= ' ' && *c <= '~' && c < small + 3 + len % 36);
+    json_t *settings = json_object();
+    uint64_t n = 0, value = 0;
+    json_object_set_new(settings, "n", json_stringn_nocheck(text, strlen(text)));
+    bool number = *text && strlen(text) < 19 && strspn(text, "0123456789") == strlen(text);
+    for (const char *c = text; number && *c; c++) value = value * 10 + (uint64_t)(*c - '0');
+    if (strlen(text) < 19) MUST(number_in(settings, "n", 1, 86400, 7, &n) == (number && value >= 1 && value <= 86400) && (!number || n == value));
+    json_decref(settings);
+    lattice.inbox_len = 0; /* an inbox of a call, if anything: nobody has called */
+    MUST(!call_of_subject(&lattice, text, &suffix) && (!*suffix || suffix == text + TOKEN_LEN));
+    free(text);
+}
+
+/* A second nkey codec: the bits one by one, another form of the CRC. */
+static uint16_t oracle_crc(const uint8_t *bytes, size_t len) {
+    uint16_t crc = 0;
+    while (len--) {
+        crc = (uint16_t)(crc >> 8 | crc << 8);
+        crc ^= *bytes++;
+        crc ^= (crc & 0xff) >> 4;
+        crc = (uint16_t)(crc ^ crc << 12);
+        crc = (uint16_t)(crc ^ (crc & 0xff) << 5);
+    }
+    return crc;
+}
+
+static bool oracle_nkey(struct span text, uint8_t *out, size_t want) {
+    memset(out, 0, want);
+    if (text.len != (want * 8 + 4) / 5) return false;
+    for (size_t bit = 0; bit < text.len * 5; bit++) {
+        char c = text.at[bit / 5];
+        unsigned digit = c >= 'A' && c <= 'Z' ? (unsigned)(c - 'A') : c >= '2' && c <= '7' ? (unsigned)(c - '2' + 26) : 32;
+        bool set = digit >> (4 - bit % 5) & 1;
+        if (digit == 32 || (set && bit >= want * 8)) return false;
+        if (set) out[bit / 8] |= (uint8_t)(128 >> bit % 8);
+    }
+    uint16_t crc = oracle_crc(out, want - 2);
+    return out[want - 2] == (crc & 0xff) && out[want - 1] == crc >> 8;
+}
+
+static void oracle_encode(uint8_t *raw, size_t len, char *text) {
+    uint16_t crc = oracle_crc(raw, len - 2);
+    raw[len - 2] = (uint8_t)crc;
+    raw[len - 1] = (uint8_t)(crc >> 8);
+    size_t n = (len * 8 + 4) / 5;
+    memset(text, 0, n + 1);
+    for (size_t bit = 0; bit < n * 5; bit++) {
+        text[bit / 5] = (char)(text[bit / 5] << 1);
+        if (bit < len * 8 && raw[bit / 8] >> (7 - bit % 8) & 1) text[bit / 5] |= 1;
+    }
+    for (size_t i = 0; i < n; i++) text[i] = base32_digits[(unsigned)text[i]];
+}
+
+/* Keys as text, and keys of these raw bytes with a right CRC. */
+static void fuzz_nkeys(const uint8_t *data, size_t len) {
+    uint8_t raw[36] = {0}, a[36], b[36], secret[32];
+    char text[60], own[60];
+    struct span s = {(const char *)data, len};
+    for (size_t want = 35; want <= 36; want++) MUST(nkey_decode(s, a, want) == oracle_nkey(s, b, want) && (!oracle_nkey(s, b, want) || memcmp(a, b, want) == 0));
+    memcpy(raw, data, MIN(len, 34));
+    for (size_t want = 35; want <= 36; want++) {
+        oracle_encode(raw, want, text);
+        MUST(nkey_decode(span_of(text), a, want) && memcmp(a, raw, want) == 0);
+        if (want == 35 && raw[0] == X_PUBLIC) MUST((nkey_x_encode(raw + 1, own), strcmp(own, text) == 0));
+        if (want == 36) MUST(nkey_seed(span_of(text), raw[1], secret) == (raw[0] == SEED) && (raw[0] != SEED || memcmp(secret, raw + 2, 32) == 0));
+        if (len < 37) continue;
+        text[data[35] % strlen(text)] = (char)data[36]; /* and with one digit changed */
+        MUST(nkey_decode(span_of(text), a, want) == oracle_nkey(span_of(text), b, want));
+    }
+    uint8_t host[36] = {X_PUBLIC};
+    memcpy(host + 1, data + (len > 32 ? len - 32 : 0), MIN(len, 32));
+    raw[0] = SEED, raw[1] = SEED_OF_X;
+    oracle_encode(raw, 36, text);
+    oracle_encode(host, 35, own);
+    if (len % 8 == 0 && box_start(span_of(own), span_of(text))) MUST(nkey_decode(span_of(box.public_key), a, 35) && a[0] == X_PUBLIC);
+    box.set = false;
+}
+
+static const uint8_t seal_key[32] = "the host's, for tests only", our_key[32] = "the provider's, for tests only";
+
+/* A box for us, as a host makes one; or what the input says is one. */
+static void fuzz_secrets(const uint8_t *data, size_t len) {
+    uint8_t ours[32], hosts[32], plain_key[32];
+    const char *why = NULL;
+    in = (struct span){(const char *)data, len};
+    unsigned how = take(), at = take() | take() << 8;
+    world_begin();
+    MUST(crypto_scalarmult_base(ours, our_key) == 0 && crypto_scalarmult_base(hosts, seal_key) == 0);
+    MUST(crypto_box_beforenm(box.shared, hosts, our_key) == 0 && crypto_box_beforenm(plain_key, how & 1 ? hosts : ours, seal_key) == 0);
+    box.set = true;
+    uint8_t *sealed = malloc(in.len + 44);
+    size_t sealed_len = how & 2 ? in.len : in.len + 44;
+    memcpy(sealed, "xkv1and a nonce of 24 bytes", 28);
+    if (how & 2) memcpy(sealed, in.at, in.len);
+    else MUST(crypto_box_easy_afternm(sealed + 28, (const uint8_t *)in.at, in.len, sealed + 4, plain_key) == 0);
+    if (how & 4 && sealed_len) sealed[at % sealed_len] ^= (uint8_t)(1 + how / 8); /* changed on the way */
+    json_t *plain = json_loadb(in.at, in.len, 0, NULL), *opened = box_open(sealed, sealed_len, &why), *list = json_array();
+    if (how & 7 && !(how & 2)) MUST(!opened);
+    if (!(how & 7)) MUST(json_is_object(plain) ? json_equal(plain, opened) : !opened);
+    MUST(opened || strlen(why) > 10);
+    for (size_t i = 0; i < sealed_len; i++) json_array_append_new(list, json_integer(sealed[i]));
+    json_t *link = json_pack("{s:s,s:s,s:{s:s},s:O}", "source_id", "echo", "target", self.key, "target_config", "cluster_uris", "h:1", "target_secrets", list);
+    link_put(link);
+    EACH_LINK(l) MUST((*l->wrong || sealed_len == 0) >= !opened && json_equal(json_object_get(l->definition, "secrets"), opened) >= !!opened);
+    json_decref(link);
+    json_decref(list);
+    json_decref(opened);
+    json_decref(plain);
+    free(sealed);
+    world_end();
+    box.set = false;
+}
+
+/* The same parameters in one piece and in many: the same goes out, the same comes back, and nothing is held. */
+static void fuzz_chunks(const uint8_t *data, size_t len) {
+    uint64_t sent[2], answered[2];
+    unsigned failed_[2], ended[2];
+    in = (struct span){(const char *)data, len};
+    unsigned flags = take();
+    struct span cuts = take_bytes(flags >> 1 & 15), params = in;
+    world_begin();
+    if (flags & 32) world.servers[LINK_SLOTS].max_payload = 64 + (flags >> 6) * 40;
+    struct link *l = put(false, "echo", "cluster_uris", "nats://127.0.0.1:4222");
+    for (unsigned round = 0; round < 2; round++) {
+        in = params;
+        world.digest = 0;
+        size_t i = 0;
+        struct caller *c = call("echo", round, flags & 1, round ? take_bytes(cuts.len ? (uint8_t)cuts.at[i++] : 1) : take_bytes(in.len));
+        while (in.len > 0) {
+            struct span piece = take_bytes(i < cuts.len ? 1u + (uint8_t)cuts.at[i++] : i == cuts.len ? 1 : in.len);
+            char *exact = memcpy(malloc(piece.len), piece.at, piece.len);
+            more_params(c, (struct span){exact, piece.len});
+            free(exact);
+        }
+        more_params(c, (struct span){0});
+        write_and_settle(l);
+        check_world();
+        if (l->calls > 0) arrive(&l->conn, message(world.asked[(world.asks - 1) % CALLERS], NULL, span_of("reply")));
+        MUST(l->calls == 0 && l->held == 0 && calls.used == 0 && records_held == 0);
+        sent[round] = world.digest;
+        answered[round] = flags & 1 && c->failed == 0 && c->result[0] == 0 ? 0 : c->digest; /* a reply names the inbox of its slot */
+        failed_[round] = c->failed;
+        ended[round] = c->ended;
+    }
+    MUST(sent[0] == sent[1] && answered[0] == answered[1] && failed_[0] == failed_[1] && ended[0] == 1 && ended[1] == 1);
+    world_end();
+}
+
+/* One thing that happens to a provider with a handler link and two consumer links. */
+static void happen(struct link *handler, struct link *const consumers[2]) {
+    static const uint8_t big[256 * 1024];
+    static const char *const suffixes[] = {"", ".results", ".params", ".error", ".x"};
+    unsigned op = take(), n = take();
+    struct link *l = consumers[n & 1];
+    struct caller *c = &world.callers[n % CALLERS];
+    char subject[INBOX_MAX + 40], *text;
+    switch (op % 16) {
+    case 0: case 1: call(n & 1 ? "echo" : "other", n, op & 1, take_span()); break;
+    case 2: more_params(c, op & 128 ? (struct span){(const char *)big, sizeof(big)} : take_span()); break;
+    case 3: case 4: { /* a message of a subscription, or what is none */
+        text = text_of(take_span());
+        natsMsg *msg = message(*text ? text : "t.echo", n & 1 ? "r.eply" : NULL, op & 128 ? (struct span){(const char *)big, 4000} : take_span());
+        char *parent = n & 2 ? text_of(take_span()) : NULL;
+        if (parent) MUST(natsMsgHeader_Set(msg, "traceparent", parent) == NATS_OK && natsMsgHeader_Set(msg, "tracestate", "x=y") == NATS_OK);
+        arrive(&handler->conn, msg);
+        free(parent);
+        free(text);
+        break;
+    }
+    case 5: case 6: case 7: { /* from a component's host: handshake, result, failure */
+        (void)snprintf(subject, sizeof(subject), "%s%s", world.started[n % CALLERS], suffixes[op / 16 % COUNT_OF(suffixes)]);
+        if (!*world.started[n % CALLERS]) break;
+        text = text_of(take_span());
+        natsMsg *msg = message(subject, *text && *text != 'C' && op / 16 % COUNT_OF(suffixes) == 0 ? text : op & 128 ? "H.rs" : NULL, take_span());
+        if (n & 128) MUST(natsMsgHeader_Set(msg, "Status", "503") == NATS_OK);
+        arrive(&lattice, msg);
+        free(text);
+        break;
+    }
+    case 8: { /* a reply to a request */
+        if (!*world.asked[n % CALLERS]) break;
+        natsMsg *msg = message(world.asked[n % CALLERS], op & 128 ? "a.b" : NULL, op & 64 ? (struct span){(const char *)big, sizeof(big)} : take_span());
+        if (n & 128) MUST(natsMsgHeader_Set(msg, "Status", "503") == NATS_OK);
+        for (size_t i = 0; i < 2; i++)
+            if (strncmp(world.asked[n % CALLERS], consumers[i]->conn.inbox, consumers[i]->conn.inbox_len) == 0) arrive(&consumers[i]->conn, msg), msg = NULL;
+        natsMsg_free(msg);
+        break;
+    }
+    case 9: { /* any subject, on any connection; or behind an inbox */
+        struct conn *on = n & 1 ? &lattice : n & 2 ? &handler->conn : &l->conn;
+        text = text_of(take_span());
+        (void)snprintf(subject, sizeof(subject), "%s%.200s", op & 128 ? on->inbox : "", text);
+        if (*subject) arrive(on, message(subject, op & 64 && *text != 'C' ? text : NULL, take_span())); /* C.n are the callers */
+        free(text);
+        break;
+    }
+    case 10: now += n * (op & 128 ? 100 : 1); expire_calls(); break;
+    case 11: l = op & 128 ? handler : l; server_of(&l->conn)->stuck = op & 64; write_and_settle(l); work_off(l); break;
+    case 12: /* a connection breaks, and comes back */
+        l = op & 128 ? handler : l;
+        if (l->conn.state == CONN_UP) atomic_store(&l->conn.closed, true);
+        else if (l->conn.state == CONN_WAITING) now = MAX(now, l->conn.due_ms);
+        else server_up(&l->conn);
+        link_step(l);
+        break;
+    case 13: /* the lattice does */
+        world.lossy = true;
+        if (lattice.state == CONN_UP && op & 128) atomic_store(&lattice.closed, true);
+        else if (lattice.state == CONN_UP) server_of(&lattice)->stuck = op & 64, conn_write(&lattice), lattice.io.blocked = n & 1;
+        else if (lattice.state == CONN_WAITING) now = MAX(now, lattice.due_ms);
+        else server_up(&lattice);
+        conn_step(&lattice);
+        break;
+    case 14: { /* the next message does not go out: nats.c has no memory, or says something else */
+        struct conn *on = n & 1 ? &lattice : n & 2 ? &handler->conn : &l->conn;
+        world.lossy |= n & 1;
+        server_of(on)->next = op & 128 ? NATS_NO_MEMORY : op & 64 ? NATS_MAX_PAYLOAD : NATS_CONNECTION_CLOSED;
+        break;
+    }
+    default:
+        if (n & 1) arrive(&lattice, message(subjects[SUB_HEALTH], n & 2 ? "H.ealth" : NULL, (struct span){0}));
+        else (void)may_read(handler);
+    }
+}
+
+/* Calls in both directions, in any order, with everything that can go wrong. */
+static void fuzz_calls(const uint8_t *data, size_t len) {
+    static const char *const in_flight[] = {"1", "2", "7", "256"};
+    in = (struct span){(const char *)data, len};
+    world_begin();
+    unsigned flags = take();
+    struct link *handler = put(true, "echo", "max_in_flight", in_flight[flags & 3]);
+    struct link *const consumers[] = {put(false, "other", "cluster_uris", "h:1"), put(false, "echo", "cluster_uris", "h:1,h:2")};
+    if (flags & 4) world.servers[LINK_SLOTS].max_payload = 256 + (flags >> 3);
+    if (flags & 128) consumers[0]->conn.write_max = 2000;
+    for (unsigned i = 0; in.len > 0 && i < 200; i++) {
+        happen(handler, consumers);
+        EACH_LINK(l) conn_step(&l->conn);
+        check_world();
+    }
+    world_end();
+}
+
+/* Orders of a host, one a line: p put, d delete, c config, s shutdown, u a connection comes up or fails, b breaks, t time. */
+static void fuzz_links(const uint8_t *data, size_t len) {
+    static const char letters[] = "pdcs";
+    static const enum subject_kind kinds[] = {SUB_PUT, SUB_DELETE, SUB_CONFIG, SUB_SHUTDOWN};
+    in = (struct span){(const char *)data, len};
+    world_begin();
+    while (in.len > 0) {
+        const char *end = memchr(in.at, '\n', in.len);
+        struct span line = take_bytes(end ? (size_t)(end - in.at) : in.len);
+        (void)take();
+        const char *letter = line.len ? memchr(letters, *line.at, 4) : NULL;
+        if (letter) arrive(&lattice, message(subjects[kinds[letter - letters]], "H.ost", (struct span){line.at + 1, line.len - 1}));
+        if (line.len && *line.at == 't') now += 1000 * line.len;
+        size_t i = 0;
+        EACH_LINK(l) {
+            bool meant = line.len > 1 && (uint8_t)line.at[1] % 4 == i++ % 4;
+            if (meant && *line.at == 'u' && l->conn.state == CONN_CONNECTING) server_up(&l->conn);
+            if (meant && *line.at == 'b' && l->conn.state == CONN_CONNECTING) atomic_store(&l->conn.report, REPORT_FAILED);
+            if (meant && *line.at == 'b' && l->conn.state == CONN_UP) atomic_store(&l->conn.closed, true);
+            link_step(l);
+        }
+        check_world();
+        EACH_LINK(l) { /* what is in the table is what was asked for */
+            MUST(l->leaving || link_with_id(l->definition) == l);
+            json_t *settings = merge_settings(l->definition, l->is_handler);
+            MUST(l->leaving || l->stale || json_equal(settings, l->conn.settings));
+            MUST(*l->wrong || (are_servers(get(l->conn.settings, "cluster_uris")) && oracle_subject(span_of(l->subject), false)));
+            MUST(*l->wrong || (l->conn.ping_ms >= 1000 && l->max_in_flight >= 1 && l->max_in_flight <= CALLS_MAX / 2));
+            json_decref(settings);
+        }
+        arrive(&lattice, message(subjects[SUB_HEALTH], "H.ealth", (struct span){0}));
+    }
+    world_end();
+}
+
+/* What main() does with a line of host data ('j': JSON, of which the line is made; else the line), and --check with a file.
+ * A wrong one ends with one sentence, in which no key stands. */
+static void fuzz_host(const uint8_t *data, size_t len) {
+    static char line[8192 * 2];
+    volatile unsigned stage = 0;
+    json_t *volatile host = NULL, *volatile settings = NULL;
+    if (len < 2 || len > 8192) return;
+    world_begin();
+    json_decref(self.config), json_decref(self.secrets), json_decref(self.links);
+    self.config = self.secrets = self.links = NULL;
+    world.piece = 1 + data[1] * 16u;
+    world.input = data + 2;
+    world.input_len = len - 2;
+    if (*data == 'j') {
+        sodium_bin2base64(line, sizeof(line), data + 2, len - 2, sodium_base64_VARIANT_ORIGINAL);
+        world.input = (const uint8_t *)strcat(line, "\r\n");
+        world.input_len = strlen(line);
+    }
+    may_die = true;
+    if (setjmp(dead) == 0) {
+        host = parse_input(read_input(0, *data != 'c'), *data != 'c');
+        read_host(host);
+        stage = 1;
+        settings = lattice_settings(host);
+        MUST(is_token(self.key) && is_token(self.lattice) && !wrong_settings(settings));
+        subjects_start();
+        for (size_t i = 0; i < SUB_KINDS; i++) MUST(oracle_subject(span_of(subjects[i]), false) || (i == SUB_PUT_XKEY && !box.set));
+        size_t i;
+        json_t *link;
+        json_array_foreach(self.links, i, link) link_put(link);
+        check_world();
+        stage = 2;
+        json_array_foreach(self.links, i, link) check_link(link);
+    } else {
+        const char *seed = get(host, "provider_xkey_private_key"), *end = strchr(world.words, '\n');
+        MUST(strncmp(world.words, PROVIDER_NAME ": ", strlen(PROVIDER_NAME) + 2) == 0 && end && end[1] == 0 && strlen(world.words) > 20);
+        for (const char *c = world.words; c < end; c++) MUST(*c >= ' ' && *c <= '~');
+        if (seed && strlen(seed) > 20 && strspn(seed, base32_digits) == strlen(seed)) MUST(!strstr(world.words, seed));
+    }
+    may_die = false;
+    logger.json = true;
+    if (stage == 2) {
+        json_decref(host);
+        json_decref(settings);
+        EACH_LINK(l) link_release(l);
+    } else { /* a process that ends frees nothing */
+        json_decref(lattice.settings);
+        lattice.settings = self.config = self.secrets = self.links = NULL;
+        EACH_LINK(l) l->used = false;
+        while (pieces) json_give(pieces + 1);
+    }
+    box.set = false;
+    world_end();
+}
+
+void fuzz_pem(const uint8_t *data, size_t len); /* pem.c */
+
+static const struct target { const char *name; void (*run)(const uint8_t *, size_t); } targets[] = {
+    {"wire", fuzz_wire}, {"result", fuzz_result}, {"subjects", fuzz_subjects}, {"nkeys", fuzz_nkeys}, {"secrets", fuzz_secrets},
+    {"chunks", fuzz_chunks}, {"calls", fuzz_calls}, {"links", fuzz_links}, {"host", fuzz_host}, {"pem", fuzz_pem},
+};
+
+static const struct target *chosen;
+
+int LLVMFuzzerInitialize(int *argc, char ***argv) {
+    static randombytes_implementation same_each_time = {chance_name, chance_next, NULL, NULL, chance_fill, NULL};
+    const char *slash = strrchr((*argv)[0], '/'), *name = slash ? slash + 1 : (*argv)[0];
+    (void)argc;
+    for (size_t i = 0; i < COUNT_OF(targets); i++)
+        if (strcmp(targets[i].name, name) == 0) chosen = &targets[i];
+    for (size_t i = 0; !chosen && i < COUNT_OF(targets); i++) puts(targets[i].name);
+    if (!chosen) exit(0);
+    json_set_alloc_funcs(json_take, json_give);
+    randombytes_set_implementation(&same_each_time);
+    return sodium_init() < 0;
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len) {
+    chosen->run(data, len);
+    return 0;
+}

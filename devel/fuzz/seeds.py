@@ -1,0 +1,187 @@
+#!/usr/bin/env python3
+"""seeds.py DIR    writes DIR/TARGET/… for each target of fuzz.c, and DIR/dictionary, from the captures in devel/tests/golden
+
+Certificates and keys for the target "pem" are made by openssl. The forms of the inputs are told in fuzz.c, at each target.
+"""
+import base64
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+GOLDEN = HERE.parent / "tests" / "golden"
+out = Path(sys.argv[1])
+count = 0
+
+
+def seed(target, data):
+    global count
+    count += 1
+    directory = out / target
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / f"{count:04}").write_bytes(data)
+
+
+def leb(n):
+    digits = bytearray()
+    while n > 127:
+        digits.append(n & 127 | 128)
+        n >>= 7
+    return bytes(digits) + bytes([n])
+
+
+def string(data):
+    return leb(len(data)) + data
+
+
+def short(data):
+    """As take_span() of fuzz.c reads it: a length byte, then the bytes."""
+    return bytes([min(len(data), 255)]) + data[:255]
+
+
+def wire_values(lines):
+    """Parameters and results, as they went over the wire."""
+    for line in lines:
+        data = base64.b64decode(line["data"])
+        subject = line["subject"]
+        if subject.endswith(("handle-message", ".publish")):
+            seed("wire", b"\0" + data)
+            seed("chunks", b"\x08\1\2\3\5" + data)
+        if subject.endswith(".request"):
+            seed("wire", b"\1" + data)
+            seed("chunks", b"\x09\1\2\3\5" + data)
+        if subject.endswith(".results") and data:
+            seed("result", b"\0\1\2" + data)
+        seed("subjects", subject.encode())
+        if line["reply"]:
+            seed("subjects", line["reply"].encode())
+    for n in 0, 127, 128, 2**16, 2**32 - 1, 2**32, 2**35 - 1, 2**63, 2**64 - 1:
+        seed("wire", b"\2" + leb(n))
+        seed("wire", b"\3" + leb(n) + b"abc")
+        seed("wire", b"\0" + leb(n) + b"abc" + leb(n))
+        seed("result", b"\0\0\0\1" + leb(n) + b"words")
+        seed("chunks", b"\x06\1\1\1" + leb(n) + b"abc" + leb(n))
+    seed("wire", b"\2\x80\x80\x80\x80\0")  # longer than it need be
+    for text in "é", "€", "😀":
+        seed("wire", b"\4" + string(text.encode()))
+        seed("wire", b"\4" + string(text.encode()[:-1]))
+    for text in b"\xc0\x80", b"\xed\xa0\x80", b"\xf4\x90\x80\x80", b"\xff":
+        seed("wire", b"\4" + string(text))
+        seed("subjects", text)
+    for text in "a.*|q,b.>", "a..b", "a\r\nPUB x 0\r\n\r\n", ">", "a.>.b", "tls://u:p@[::1]:4222", "300", "86400", "0", "*", "q.work|workers, t.>":
+        seed("subjects", text.encode())
+
+
+def calls(lines):
+    """Short histories of calls: the letters are those of happen() in fuzz.c."""
+    def of(end):
+        return base64.b64decode(next(line for line in lines if line["subject"].endswith(end))["data"])
+    publish, request = of(".publish"), of(".request")
+    taken = bytes([11, 0, 11, 1])  # the links' servers take what was written
+    handled = bytes([4, 1]) + short(b"t.echo") + short(b"hello")
+    shaken = bytes([5, 0]) + short(b"H.rs") + short(b"")
+    ok, error, trap = (bytes([16 + 5, 0]) + short(b"") + short(r) for r in (b"\0", b"\1\4fail", b""))
+    old_trap = bytes([48 + 5, 0]) + short(b"") + short(string(b"trapped"))
+    reply, nobody = bytes([8, 0]) + short(b"SHOUT"), bytes([8, 128]) + short(b"")
+    for flags in 0, 1, 4, 3 + 128:
+        head = bytes([flags])
+        seed("calls", head + bytes([0, 1]) + short(publish) + taken)
+        seed("calls", head + bytes([0, 1]) + short(publish[:9]) + bytes([2, 1]) + short(publish[9:]) + taken)
+        seed("calls", head + bytes([0, 1]) + short(b"\4a.bc\xf0\xff\x10" + b"x" * 9) + bytes([128 + 2, 1]) * 6)
+        seed("calls", head + bytes([1, 1]) + short(request) + taken + reply)
+        seed("calls", head + bytes([1, 1]) + short(request) + taken + nobody)
+        seed("calls", head + bytes([1, 1]) + short(request) + bytes([128 + 10, 20]))
+        seed("calls", head + bytes([11 + 64, 1, 0, 1]) + short(publish) + bytes([0, 3]) + short(publish) + bytes([12, 1, 12, 1, 12, 1]))
+        seed("calls", head + bytes([11 + 64, 1, 14 + 128, 3]) + b"".join(bytes([0, n]) + short(publish) for n in (1, 3, 5)) + taken)
+        for end in ok, error, trap, old_trap, bytes([5, 128]) + short(b"") + short(b""), bytes([128 + 10, 255]):
+            seed("calls", head + handled + shaken + end)
+            seed("calls", head + handled * 5 + shaken + end + handled)
+        seed("calls", head + bytes([128 + 3, 0]) + short(b"t.big") + shaken + bytes([128 + 13, 0, 13, 0, 13, 0]) + ok)
+        seed("calls", head + bytes([15, 3, 15, 0, 9, 1]) + short(b"x.y") + short(b""))
+
+
+def orders(lines, host, box):
+    """Orders of a host, a line each; and host data."""
+    put = [base64.b64decode(line["data"]) for line in lines if line["subject"].endswith("messaging-nats.linkdefs.put")]
+    links = [json.loads(p) for p in put]
+    handler = next(link for link in links if link["source_id"] == "messaging-nats")
+    consumer = next(link for link in links if link["target"] == "messaging-nats")
+
+    def text(value):
+        return json.dumps(value, separators=(",", ":")).encode()
+
+    def link(base, side, **config):
+        return text({**base, side + "_config": config})
+
+    everything = dict(cluster_uris="nats://u:p@h:1,tls://[::1]:4222", tls_ca="-----BEGIN CERTIFICATE-----", tls_first="true",
+                      tls_ca_file="/ca", ping_interval_sec="3", custom_inbox_prefix="_INBOX.x", max_in_flight="1",
+                      handler_timeout_ms="500", subscriptions="t.>,q.work|workers")
+    seed("links", b"\n".join(b"p" + p for p in put) + b"\nu0\nu1\nu2\nu3\nt\nd" + put[0])
+    seed("links", b"p" + link(handler, "source", **everything) + b"\nu0\nc" + text({"cluster_uris": "h:2", "max_in_flight": "9"}) + b"\nu0\nu1\nb0\nt\n")
+    seed("links", b"p" + link(consumer, "target", consumers="[]", tls_cert="x", tls_key="y") + b"\np" + put[1] + b"\nd" + text({"source_id": "echo"}))
+    seed("links", b"p" + text({**consumer, "target_secrets": box["as_link_field"]}) + b"\ns" + text({"host_id": "NHOST"}))
+    seed("links", b"p" + link(handler, "source", client_jwt="a.b", client_seed="SUACSSL3UAHUDXKFSNVUZRF5UHPMWZ6BFDTJ7M6USDXIEDNPPQYYYCU3VY") + b"\nb0\nt")
+    seed("links", b"\n".join(b"p" + text({**consumer, "name": f"n{n}"}) for n in range(5)) + b"\nu0\nu1\nu2\nu3\nc{}\nc{\"tls_first\":\"true\"}\nu0\nu1\nb0\nb1")
+    for data in host, {**host, "lattice_rpc_prefix": "a.b"}, {**host, "link_definitions": links, "structured_logging": True}, \
+            {**host, "config": {"lattice_tls_first": "true", **everything}, "secrets": {"client_seed": {"kind": "Bytes", "value": [1, 255]}}}, \
+            {"provider_key": "messaging-nats"}:
+        seed("host", b"j\xff" + text(data))
+    seed("host", b"c\xff" + text(host))
+    seed("host", b"r\x08" + base64.b64encode(text(host)) + b"\r\n")
+    seed("host", b"r\x01not base64\n")
+    plain = box["plaintext"].encode()
+    for how in range(4):
+        seed("secrets", bytes([how, 0, 0]) + plain)
+    seed("secrets", bytes([2, 0, 0]) + bytes.fromhex(box["sealed_hex"]))
+    seed("secrets", bytes([4, 50, 0]) + plain)
+    for key in "host_seed", "host_xkey_public_key", "provider_xkey_private_key", "provider_xkey_public_key":
+        seed("nkeys", box[key].encode())
+    for raw in (b"\xb8", b"\x95\xc0", b"\x95\0"):
+        seed("nkeys", raw + bytes(range(34)) + b"7" * 3)
+
+
+def certificates():
+    with tempfile.TemporaryDirectory() as directory:
+        def openssl(*arguments):
+            subprocess.run(["openssl", *arguments], cwd=directory, check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+        def add(name, numbers):
+            pem = (Path(directory) / name).read_bytes()
+            der = base64.b64decode(b"".join(line for line in pem.splitlines() if not line.startswith(b"-") and b":" not in line))
+            for how in (0, 8, 16):
+                seed("pem", bytes([how]) + pem)
+                for number in numbers:
+                    seed("pem", bytes([how | number]) + der)
+
+        for kind in ["rsa:2048"], ["ec", "-pkeyopt", "ec_paramgen_curve:P-256"], ["ed25519"]:
+            openssl("req", "-x509", "-newkey", *kind, "-nodes", "-keyout", "key", "-out", "cert", "-days", "9", "-subj", "/O=Test/CN=a\tname",
+                    "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1,IP:::1,DNS:*.example,email:a@b")
+            add("cert", [1])
+            add("key", [5])
+        openssl("ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", "ec")
+        add("ec", [4])
+        openssl("pkcs8", "-topk8", "-in", "ec", "-out", "locked", "-passout", "pass:x")
+        add("locked", [6])
+        (Path(directory) / "two").write_bytes((Path(directory) / "cert").read_bytes() * 2)
+        seed("pem", b"\x10" + (Path(directory) / "two").read_bytes())
+        seed("pem", b"\x10-----BEGIN X509 CRL-----\n-----END X509 CRL-----\n")
+
+
+def dictionary(host):
+    """Words of the source and of the captures, which a fuzzer would be long in finding."""
+    source = (HERE.parent.parent / "provider.c").read_text()
+    words = set(re.findall(r'"([a-z][a-z_0-9.-]{2,24})"', source + json.dumps(host)))
+    words |= {"nats://", "tls://", "-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----", "\\u0000", "\\ud800", "true", "null", ".>", "|"}
+    (out / "dictionary").write_text("".join('"' + word.replace("\\", "\\\\") + '"\n' for word in sorted(words)))
+
+
+capture = [json.loads(line) for line in (GOLDEN / "lattice-1.9.2.jsonl").read_text().splitlines()]
+host_data = json.loads((GOLDEN / "hostdata-1.9.2.json").read_text())
+wire_values(capture)
+calls(capture)
+orders(capture, host_data, json.loads((GOLDEN / "xkey.json").read_text()))
+certificates()
+dictionary(host_data)
