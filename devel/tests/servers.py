@@ -244,12 +244,13 @@ class BlackHole:
             s.close()
 
 
-def raw_publish(server, subject, payload=b"", reply=b""):
-    """Publishes with subjects that no client library would let through."""
+def raw_publish(server, subject, payload=b"", reply=b"", headers=b""):
+    """Publishes with subjects and header blocks that no client library would let through."""
     with socket.create_connection(("127.0.0.1", server.port), timeout=DEADLINE) as s:
         file = s.makefile("rwb")
         file.readline()
-        head = b" ".join(part for part in (b"PUB", subject, reply, str(len(payload)).encode()) if part)
-        file.write(b'CONNECT {"verbose":false,"pedantic":false}\r\n' + head + b"\r\n" + payload + b"\r\nPING\r\n")
+        lengths = [len(headers), len(headers + payload)] if headers else [len(payload)]
+        head = b" ".join(part for part in (b"HPUB" if headers else b"PUB", subject, reply, *(str(n).encode() for n in lengths)) if part)
+        file.write(b'CONNECT {"verbose":false,"pedantic":false,"headers":true}\r\n' + head + b"\r\n" + headers + payload + b"\r\nPING\r\n")
         file.flush()
         assert file.readline().startswith(b"PONG"), "the server did not like the raw message"
