@@ -434,12 +434,13 @@ static enum decoded read_bytes(struct reader *r, struct span *s) {
 /* Whether these bytes are UTF-8: no overlong form, no surrogate, nothing beyond U+10FFFF (RFC 3629). */
 static bool is_utf8(struct span s) {
     static const uint32_t first[] = {0, 0xc0, 0xe0, 0xf0}, least[] = {0, 0x80, 0x800, 0x10000}; /* by the bytes that follow */
-    const uint8_t *c = (const uint8_t *)s.at, *end = s.len ? c + s.len : c; /* an empty span may point nowhere */
-    for (; c < end; c++) {
+    const uint8_t *c = (const uint8_t *)s.at;
+    for (size_t left = s.len; left > 0; left--, c++) {
         if (*c < 0x80) continue;
         size_t more = 1 + (size_t)(*c > 0xdf) + (*c > 0xef);
         uint32_t code = *c - first[more]; /* of a byte that begins nothing: beyond everything */
-        if ((size_t)(end - c) <= more) return false;
+        if (left <= more) return false;
+        left -= more;
         for (size_t i = 0; i < more; i++) {
             if ((*++c & 0xc0) != 0x80) return false;
             code = code << 6 | (*c & 0x3f);
@@ -785,9 +786,9 @@ static natsStatus on_attach(void **user, void *c, natsConnection *nc, natsSock f
 }
 
 static natsStatus on_read_wanted(void *user, bool add) {
-    if (!add) atomic_store(&((struct conn *)user)->closed, true);
-    if (!add) wake_loop();
-    return NATS_OK;
+    if (add) return NATS_OK;
+    atomic_store(&((struct conn *)user)->closed, true);
+    return wake_loop(), NATS_OK;
 }
 
 static natsStatus on_write_wanted(void *user, bool add) { return atomic_store(&((struct conn *)user)->wants_write, add), NATS_OK; }
@@ -812,26 +813,41 @@ static natsStatus on_signature_wanted(char **error, unsigned char **signature, i
     return nats_Sign(get(((struct conn *)user)->settings, "client_seed"), nonce, signature, len);
 }
 
-/* The URL, tls_first, or the server decide whether there is TLS. NATS_OK is 0: a ?: b goes on with b if a succeeded. */
-static natsStatus set_tls_options(const json_t *s, natsOptions *opts, const char *url) {
-    const char *ca = get(s, "tls_ca"), *ca_file = get(s, "tls_ca_file"), *cert = get(s, "tls_cert");
-    bool first = is_true(s, "tls_first"), secure = first || strncasecmp(url, "tls://", 6) == 0;
-    return (secure ? natsOptions_SetSecure(opts, true) : NATS_OK)
-        ?: (first ? natsOptions_TLSHandshakeFirst(opts) : NATS_OK)
-        ?: (ca ? natsOptions_SetCATrustedCertificates(opts, ca) : ca_file ? natsOptions_LoadCATrustedCertificates(opts, ca_file) : NATS_OK)
-        ?: (cert ? natsOptions_SetCertificatesChain(opts, cert, get(s, "tls_key")) : NATS_OK);
+static natsStatus set_trusted(const json_t *s, natsOptions *opts) {
+    if (get(s, "tls_ca")) return natsOptions_SetCATrustedCertificates(opts, get(s, "tls_ca"));
+    return get(s, "tls_ca_file") ? natsOptions_LoadCATrustedCertificates(opts, get(s, "tls_ca_file")) : NATS_OK;
 }
 
-static natsStatus set_options(struct conn *c, natsOptions *opts, const char *url) {
-    return natsOptions_SetURL(opts, url) ?: natsOptions_SetName(opts, PROVIDER_NAME)
-        ?: natsOptions_SetEventLoop(opts, c, on_attach, on_read_wanted, on_write_wanted, on_detach)
+/* The URL, tls_first, or the server decide whether there is TLS. NATS_OK is 0: a ?: b goes on with b if a succeeded. */
+static natsStatus set_tls_options(const json_t *s, natsOptions *opts, const char *url) {
+    bool first = is_true(s, "tls_first"), secure = first || strncasecmp(url, "tls://", 6) == 0;
+    return (secure ? natsOptions_SetSecure(opts, true) : NATS_OK) ?: (first ? natsOptions_TLSHandshakeFirst(opts) : NATS_OK)
+        ?: set_trusted(s, opts)
+        ?: (get(s, "tls_cert") ? natsOptions_SetCertificatesChain(opts, get(s, "tls_cert"), get(s, "tls_key")) : NATS_OK);
+}
+
+/* What makes nats.c live in our loop, with one attempt at one server. */
+static natsStatus set_loop_options(struct conn *c, natsOptions *opts) {
+    return natsOptions_SetEventLoop(opts, c, on_attach, on_read_wanted, on_write_wanted, on_detach)
         ?: natsOptions_SetAllowReconnect(opts, false) ?: natsOptions_SetIgnoreDiscoveredServers(opts, true)
         ?: natsOptions_SetTimeout(opts, CONNECT_TIMEOUT_MS)
         ?: natsOptions_SetPingInterval(opts, 0) /* conn_check_life() asks instead */
         ?: natsOptions_SetSendAsap(opts, true) ?: natsOptions_SetIOBufSize(opts, IO_BUFFER)
-        ?: natsOptions_SetErrorHandler(opts, on_server_error, c)
+        ?: natsOptions_SetErrorHandler(opts, on_server_error, c);
+}
+
+static natsStatus set_options(struct conn *c, natsOptions *opts, const char *url) {
+    return natsOptions_SetURL(opts, url) ?: natsOptions_SetName(opts, PROVIDER_NAME) ?: set_loop_options(c, opts)
         ?: (get(c->settings, "client_jwt") ? natsOptions_SetUserCredentialsCallbacks(opts, on_jwt_wanted, c, on_signature_wanted, c) : NATS_OK)
         ?: set_tls_options(c->settings, opts, url);
+}
+
+/* Why an attempt failed, in nats.c's words. */
+static const char *connect_words(natsStatus s) {
+    const char *text = nats_GetLastError(NULL), *place = text && *text == '(' ? strstr(text, "): ") : NULL;
+    if (s == NATS_NO_SERVER) return "the name does not resolve, or nobody answers there";
+    if (place) text = place + 3; /* nats.c begins with its file and line */
+    return text && *text ? text : natsStatus_GetText(s);
 }
 
 /* One attempt at one server. On failure says why, behind what c->outcome says already. */
@@ -844,12 +860,8 @@ static bool connect_to(struct conn *c, struct span server) {
     natsOptions_Destroy(opts);
     sodium_memzero(url, sizeof(url)); /* it may hold a password */
     if (s == NATS_OK) return snprintf(c->outcome, sizeof(c->outcome), "%.*s", (int)address.len, address.at) > 0;
-    const char *text = nats_GetLastError(NULL), *place = text && *text == '(' ? strstr(text, "): ") : NULL;
-    if (place) text = place + 3; /* nats.c begins with its file and line */
-    if (s == NATS_NO_SERVER) text = "the name does not resolve, or nobody answers there";
     size_t at = strlen(c->outcome);
-    (void)snprintf(c->outcome + at, sizeof(c->outcome) - at, "%s%.*s: %s", at ? "; " : "", (int)address.len, address.at,
-                   text && *text ? text : natsStatus_GetText(s));
+    (void)snprintf(c->outcome + at, sizeof(c->outcome) - at, "%s%.*s: %s", at ? "; " : "", (int)address.len, address.at, connect_words(s));
     c->nc = NULL;
     return false;
 }
@@ -1039,25 +1051,34 @@ static bool conn_has_room(struct conn *c, size_t bytes) {
     return true;
 }
 
+/* The most bytes that a message may have, headers included: as many as the server takes. (One that says 0 takes none.) */
+static size_t conn_max_payload(const struct conn *c) { return (size_t)MAX(natsConnection_GetMaxPayload(c->nc), 1); }
+
+/* Whether a connection takes a message of so many bytes, with `all` that goes with it in the protocol. */
+static enum posted conn_takes(struct conn *c, size_t payload, size_t all) {
+    if (c->state != CONN_UP || c->io.broken || atomic_load(&c->closed)) return POST_DOWN;
+    if (payload > conn_max_payload(c)) return POST_TOO_LARGE;
+    if (!conn_has_room(c, all)) conn_write(c); /* the socket may take what is in the way */
+    return conn_has_room(c, all) ? POSTED : POST_FULL;
+}
+
 /* Gives a message to nats.c, which writes it when the loop says so. Subjects were checked; reply and headers may be NULL. */
 static enum posted post(struct conn *c, const char *subject, const char *reply, const struct header *headers,
                         const void *data, size_t len) {
-    if (c->state != CONN_UP || c->io.broken || atomic_load(&c->closed)) return POST_DOWN;
     size_t head = headers_size(headers);
-    if (len + head > (size_t)natsConnection_GetMaxPayload(c->nc)) return POST_TOO_LARGE;
-    size_t bytes = len + head + strlen(subject) + (reply ? strlen(reply) : 0) + 64;
-    if (!conn_has_room(c, bytes)) conn_write(c); /* the socket may take what is in the way */
-    if (!conn_has_room(c, bytes)) return POST_FULL;
+    enum posted p = conn_takes(c, len + head, len + head + strlen(subject) + (reply ? strlen(reply) : 0) + 64);
+    if (p != POSTED) return p;
     int before = natsConnection_Buffered(c->nc);
     natsStatus s = head ? publish_with_headers(c, subject, reply, headers, data, len)
                    : reply ? natsConnection_PublishRequest(c->nc, subject, reply, data, (int)len)
                            : natsConnection_Publish(c->nc, subject, data, (int)len);
     c->io.queued += (uint64_t)MAX(natsConnection_Buffered(c->nc) - before, 0);
     if (s == NATS_OK) return POSTED;
+    if (s != NATS_NO_MEMORY) return s == NATS_MAX_PAYLOAD ? POST_TOO_LARGE : POST_DOWN;
     /* nats.c may have buffered half of a message, and the next bytes would be read as part of it: nothing of this
      * connection may be written any more (nats.c, pub.c) */
-    if (s == NATS_NO_MEMORY) c->io.broken = "out of memory in the middle of a message";
-    return s == NATS_MAX_PAYLOAD ? POST_TOO_LARGE : s == NATS_NO_MEMORY ? POST_FAILED : POST_DOWN;
+    c->io.broken = "out of memory in the middle of a message";
+    return POST_FAILED;
 }
 
 /* Bytes that the kernel has taken, ever. What nats.c wrote by itself (PONG) makes it look like fewer for a moment. */
@@ -1084,25 +1105,28 @@ static void conn_check_life(struct conn *c) {
     conn_ask_echo(c);
 }
 
+static void conn_step_up(struct conn *c) {
+    const char *text = NULL;
+    if (atomic_exchange(&c->server_error, false) && natsConnection_GetLastError(c->nc, &text) && text && *text)
+        say(&c->topic, LEVEL_ERROR, "the server says: %s", text);
+    conn_check_life(c);
+    if (c->io.broken || atomic_load(&c->closed)) conn_went_down(c);
+}
+
+static void conn_step_connecting(struct conn *c) {
+    int told = atomic_load(&c->report);
+    if (told == REPORT_UP) conn_came_up(c);
+    if (told != REPORT_FAILED) return;
+    memcpy(c->trouble, c->outcome, sizeof(c->trouble));
+    conn_wait(c);
+    say(&c->topic, c->failures > 6 ? LEVEL_DEBUG : LEVEL_WARN, "cannot connect to %s; next try in %" PRIu64 " ms", c->trouble, c->due_ms - now);
+}
+
 /* One step of the state machine above; called on every turn of the loop. */
 static void conn_step(struct conn *c) {
-    if (c->state == CONN_UP) {
-        const char *text = NULL;
-        if (atomic_exchange(&c->server_error, false) && natsConnection_GetLastError(c->nc, &text) && text && *text)
-            say(&c->topic, LEVEL_ERROR, "the server says: %s", text);
-        conn_check_life(c);
-        if (c->io.broken || atomic_load(&c->closed)) conn_went_down(c);
-    } else if (c->state == CONN_CONNECTING) {
-        int report = atomic_load(&c->report);
-        if (report == REPORT_UP) conn_came_up(c);
-        if (report != REPORT_FAILED) return;
-        memcpy(c->trouble, c->outcome, sizeof(c->trouble));
-        conn_wait(c);
-        say(&c->topic, c->failures > 6 ? LEVEL_DEBUG : LEVEL_WARN, "cannot connect to %s; next try in %" PRIu64 " ms",
-            c->trouble, c->due_ms - now);
-    } else if (c->state == CONN_WAITING && now >= c->due_ms) {
-        conn_connect(c);
-    }
+    if (c->state == CONN_UP) conn_step_up(c);
+    else if (c->state == CONN_CONNECTING) conn_step_connecting(c);
+    else if (c->state == CONN_WAITING && now >= c->due_ms) conn_connect(c);
 }
 
 /*
@@ -1228,53 +1252,22 @@ static json_t *merge_settings(const json_t *definition, bool is_handler) {
     return settings;
 }
 
-/* The table in `consumers`, a JSON list; or NULL and why it is none. Names are tokens, short enough that the subject of an
- * acknowledgement, which has both and five numbers, is a subject that we keep (INBOX_MAX). */
-static json_t *read_consumers(const char *text, const char **why) {
-    size_t i;
-    json_t *list = json_loads(text, JSON_REJECT_DUPLICATES, NULL), *item;
-    *why = "consumers is no JSON list of {\"stream\":\"…\",\"consumer\":\"…\"}";
-    bool ok = json_is_array(list);
-    json_array_foreach(list, i, item) {
-        const char *stream = get(item, "stream"), *name = get(item, "consumer");
-        const json_t *most = json_object_get(item, "max_messages"), *bytes = json_object_get(item, "max_bytes");
-        ok &= is_token(stream) && is_token(name) && strlen(stream) + strlen(name) < INBOX_MAX / 2;
-        ok &= (!most || json_integer_value(most) > 0) && (!bytes || json_integer_value(bytes) > 0);
-        for (size_t j = 0; ok && j < i; j++) {
-            const json_t *other = json_array_get(list, j);
-            if (strcmp(get(other, "stream"), stream) == 0 && strcmp(get(other, "consumer"), name) == 0) ok = false, *why = "consumers names one twice";
-        }
-    }
-    if (ok && json_array_size(list) > CONSUMERS_PER_LINK) ok = false, *why = "consumers has more than CONSUMERS_PER_LINK entries";
-    if (ok) return list;
-    json_decref(list);
-    return NULL;
-}
-
 static bool has_pem(const json_t *settings, const char *key) { return !get(settings, key) || strstr(get(settings, key), "-----BEGIN "); }
 
-/* A whole number from `low` to `high`, or the default where the key is missing. */
-static bool number_in(const json_t *settings, const char *key, uint64_t low, uint64_t high, uint64_t missing, uint64_t *n) {
-    const char *text = get(settings, key);
-    char *end = NULL;
-    *n = missing;
-    if (!text) return true;
-    errno = 0;
-    *n = strtoull(text, &end, 10);
-    return isdigit((unsigned char)*text) && *end == 0 && errno == 0 && *n >= low && *n <= high;
+/* Whether nats.c may write this into its CONNECT, where it stands as it is: nothing that could end a line or a JSON string. */
+static bool is_plain(struct span text) {
+    for (size_t i = 0; i < text.len; i++)
+        if ((unsigned char)text.at[i] <= ' ' || text.at[i] == '"' || text.at[i] == '\\') return false;
+    return true;
 }
 
-/* One of cluster_uris: nats:// or tls://, or no scheme; and nothing in it that could end a line or a JSON string, since
- * nats.c writes user and password into its CONNECT as they are. */
+/* One of cluster_uris: nats:// or tls://, or no scheme. */
 static bool is_server(struct span url) {
     struct span address = url_address(url);
     const char *scheme = memmem(url.at, url.len, "://", 3), *port = memrchr(address.at, ':', address.len);
-    size_t n = scheme ? (size_t)(scheme - url.at) : 0;
-    for (size_t i = 0; i < url.len; i++)
-        if ((unsigned char)url.at[i] <= ' ' || url.at[i] == '"' || url.at[i] == '\\') return false;
-    if (url.len > 1000 || address.len == 0 || (n != 4 && n != 3 && n != 0)) return false;
+    if (url.len > 1000 || address.len == 0 || !is_plain(url)) return false;
     if (port && address.at[address.len - 1] != ']' && strtoul(port + 1, NULL, 10) > 65535) return false;
-    return n == 0 || strncasecmp(url.at, n == 4 ? "nats" : "tls", n) == 0;
+    return !scheme || strncasecmp(url.at, "nats://", 7) == 0 || strncasecmp(url.at, "tls://", 6) == 0;
 }
 
 static bool are_servers(const char *list) {
@@ -1299,58 +1292,133 @@ static bool are_subscriptions(const char *list, size_t *count) {
     return *count <= SUBSCRIPTIONS_MAX;
 }
 
-/* What makes these settings unusable, as half a sentence; or NULL. */
-static const char *wrong_settings(const json_t *s) {
+/* One of consumers. Names are tokens, short enough that the subject of an acknowledgement, which has both and five numbers,
+ * is one that we keep (INBOX_MAX). */
+static bool is_consumer(const json_t *item) {
+    const char *stream = get(item, "stream"), *name = get(item, "consumer");
+    const json_t *most = json_object_get(item, "max_messages"), *bytes = json_object_get(item, "max_bytes");
+    if (!is_token(stream) || !is_token(name) || strlen(stream) + strlen(name) >= INBOX_MAX / 2) return false;
+    return (!most || json_integer_value(most) > 0) && (!bytes || json_integer_value(bytes) > 0);
+}
+
+static bool same_consumer(const json_t *a, const json_t *b) {
+    return strcmp(get(a, "stream"), get(b, "stream")) == 0 && strcmp(get(a, "consumer"), get(b, "consumer")) == 0;
+}
+
+/* What is wrong with a list of consumers, or NULL. */
+static const char *wrong_consumers(const json_t *list) {
+    size_t i;
+    const json_t *item;
+    if (!json_is_array(list)) return "consumers is no JSON list";
+    if (json_array_size(list) > CONSUMERS_PER_LINK) return "consumers has more than CONSUMERS_PER_LINK entries";
+    json_array_foreach(list, i, item) {
+        if (!is_consumer(item)) return "consumers has an entry that is not like {\"stream\":\"…\",\"consumer\":\"…\",\"max_messages\":1,\"max_bytes\":1}";
+        for (size_t j = 0; j < i; j++)
+            if (same_consumer(item, json_array_get(list, j))) return "consumers names one twice";
+    }
+    return NULL;
+}
+
+static json_t *read_consumers(const json_t *settings) { return json_loads(get(settings, "consumers") ? get(settings, "consumers") : "[]", 0, NULL); }
+
+/* The keys whose values are numbers, and where they end. */
+static const struct number { const char *key; uint64_t low, high, missing; const char *wrong; } numbers[] = {
+    {"ping_interval_sec", 1, 86400, PING_INTERVAL_S_DEFAULT, "ping_interval_sec is no number from 1 to 86400"},
+    {"max_in_flight", 1, CALLS_MAX / 2, MAX_IN_FLIGHT_DEFAULT, "max_in_flight is no number from 1 to half of CALLS_MAX"},
+    {"handler_timeout_ms", 1, 86400000, HANDLER_TIMEOUT_MS_DEFAULT, "handler_timeout_ms is no number from 1 to 86400000"},
+};
+enum { PING_INTERVAL_SEC, MAX_IN_FLIGHT, HANDLER_TIMEOUT_MS };
+
+/* A whole number of the settings, or the default where the key is missing. False: it is none, or out of its bounds. */
+static bool number_of(const json_t *settings, const struct number *which, uint64_t *n) {
+    const char *text = get(settings, which->key);
+    char *end = NULL;
+    *n = which->missing;
+    if (!text) return true;
+    errno = 0;
+    *n = strtoull(text, &end, 10);
+    return isdigit((unsigned char)*text) && *end == 0 && errno == 0 && *n >= which->low && *n <= which->high;
+}
+
+static const char *wrong_numbers(const json_t *s) {
     uint64_t n;
+    for (size_t i = 0; i < COUNT_OF(numbers); i++)
+        if (!number_of(s, &numbers[i], &n)) return numbers[i].wrong;
+    return NULL;
+}
+
+static const char *wrong_credentials(const json_t *s) {
+    const char *jwt = get(s, "client_jwt"), *seed = get(s, "client_seed");
+    if (!jwt != !seed) return "client_jwt and client_seed belong together: give both or neither";
+    if (seed && !nkey_seed(span_of(seed), SEED_OF_USER, NULL)) return "client_seed is no seed of a user (SU…)";
+    return jwt && !is_plain(span_of(jwt)) ? "client_jwt is no JWT" : NULL;
+}
+
+static const char *wrong_tls(const json_t *s) {
+    if (!has_pem(s, "tls_ca") || !has_pem(s, "tls_cert") || !has_pem(s, "tls_key")) return "tls_ca, tls_cert or tls_key is no PEM text";
+    return !get(s, "tls_cert") != !get(s, "tls_key") ? "tls_cert and tls_key belong together: give both or neither" : NULL;
+}
+
+static const char *wrong_subjects(const json_t *s) {
     size_t count;
     const char *prefix = get(s, "custom_inbox_prefix");
     if (!are_servers(get(s, "cluster_uris"))) return "cluster_uris is no list of nats:// or tls:// URLs";
-    if (!get(s, "client_jwt") != !get(s, "client_seed")) return "client_jwt and client_seed belong together: give both or neither";
-    if (get(s, "client_seed") && !nkey_seed(span_of(get(s, "client_seed")), SEED_OF_USER, NULL)) return "client_seed is no seed of a user (SU…)";
-    if (get(s, "client_jwt") && strpbrk(get(s, "client_jwt"), "\"\\\r\n ")) return "client_jwt is no JWT";
-    if (!has_pem(s, "tls_ca") || !has_pem(s, "tls_cert") || !has_pem(s, "tls_key")) return "tls_ca, tls_cert or tls_key is no PEM text";
-    if (!get(s, "tls_cert") != !get(s, "tls_key")) return "tls_cert and tls_key belong together: give both or neither";
     if (prefix && (strlen(prefix) > ID_MAX || !is_subject(span_of(prefix), false))) return "custom_inbox_prefix is no subject";
-    if (!number_in(s, "ping_interval_sec", 1, 86400, 1, &n)) return "ping_interval_sec is no number from 1 to 86400";
-    if (!number_in(s, "max_in_flight", 1, CALLS_MAX / 2, 1, &n)) return "max_in_flight is no number from 1 to half of CALLS_MAX";
-    if (!number_in(s, "handler_timeout_ms", 1, 86400000, 1, &n)) return "handler_timeout_ms is no number from 1 to 86400000";
     if (!are_subscriptions(get(s, "subscriptions"), &count)) return "subscriptions is no list of subject or subject|queue, or it is too long";
-    const char *why = NULL;
-    json_t *consumers = get(s, "consumers") ? read_consumers(get(s, "consumers"), &why) : NULL;
+    return NULL;
+}
+
+/* What makes these settings unusable, as half a sentence; or NULL. */
+static const char *wrong_settings(const json_t *s) {
+    json_t *consumers = read_consumers(s);
+    const char *why = wrong_subjects(s) ?: wrong_credentials(s) ?: wrong_tls(s) ?: wrong_numbers(s) ?: wrong_consumers(consumers);
     json_decref(consumers);
-    return consumers ? NULL : why;
+    return why;
 }
 
 static const char *const link_ids[] = {"source_id", "target", "name", "wit_namespace", "wit_package"};
 
-/* A host's link, as JSON, in one form whatever the host's version: {"id": {source_id, target, name, wit_namespace,
- * wit_package}, "config": {…}, "secrets": {…}}, with the configuration and the opened secrets of our side. Returns NULL and
- * why if it is no link of ours; if its secrets cannot be opened, "wrong" says why. protocol: wasmCloud, crates/core, link.rs. */
-static json_t *read_definition(const json_t *link, bool *is_handler, const char **why) {
-    const char *source = get(link, "source_id"), *target = get(link, "target"), *name = get(link, "name");
-    *is_handler = source && strcmp(source, self.key) == 0;
-    *why = "neither its source_id nor its target is this provider";
-    if (!*is_handler && (!target || strcmp(target, self.key) != 0)) return NULL;
-    *why = "its component or its name does not fit into a subject";
-    if (!is_token(*is_handler ? target : source) || (name && strlen(name) >= ID_MAX)) return NULL;
-    *why = "";
-    json_t *id = json_object(), *secrets = NULL;
-    json_t *config = json_object_get(link, *is_handler ? "source_config" : "target_config");
-    const json_t *sealed = json_object_get(link, *is_handler ? "source_secrets" : "target_secrets");
+/* What a link is identified by, in one form whatever the host's version. */
+static json_t *read_identity(const json_t *link) {
+    json_t *id = json_object();
     for (size_t i = 0; i < COUNT_OF(link_ids); i++) {
         const char *text = get(link, link_ids[i]);
         json_object_set_new(id, link_ids[i], json_string(text && *text ? text : i == 2 ? "default" : ""));
     }
-    if (sealed && !json_is_null(sealed) && (!json_is_array(sealed) || json_array_size(sealed) > 0)) {
-        size_t len = 0;
-        uint8_t *bytes = bytes_of_json(sealed, &len);
-        *why = "its secrets are no list of bytes";
-        if (bytes) secrets = box_open(bytes, len, why);
-        if (secrets) *why = "";
-        free(bytes);
-    }
-    return json_pack("{s:o, s:s, s:o, s:o}", "id", id, "wrong", *why, "config", json_is_object(config) ? json_deep_copy(config) : json_object(),
-                     "secrets", secrets ? secrets : json_object());
+    return id;
+}
+
+/* The secrets of our side of a link, opened: an object, empty if there are none or if they cannot be opened, and why. */
+static json_t *read_secrets(const json_t *sealed, const char **why) {
+    json_t *secrets = NULL;
+    size_t len = 0;
+    *why = "";
+    if (!sealed || json_is_null(sealed) || (json_is_array(sealed) && json_array_size(sealed) == 0)) return json_object();
+    uint8_t *bytes = json_is_array(sealed) ? bytes_of_json(sealed, &len) : NULL;
+    *why = "its secrets are no list of bytes";
+    if (bytes) secrets = box_open(bytes, len, why);
+    if (secrets) *why = "";
+    free(bytes);
+    return secrets ? secrets : json_object();
+}
+
+static bool is_our_key(const char *text) { return text && strcmp(text, self.key) == 0; }
+
+/* A host's link, as JSON: {"id": {source_id, target, name, wit_namespace, wit_package}, "config": {…}, "secrets": {…}}, with the
+ * configuration and the opened secrets of our side. Returns NULL and why if it is no link of ours; if its secrets cannot be
+ * opened, "wrong" says why. protocol: wasmCloud, crates/core, link.rs. */
+static json_t *read_definition(const json_t *link, bool *is_handler, const char **why) {
+    static const char *const config_keys[] = {"target_config", "source_config"}, *const secrets_keys[] = {"target_secrets", "source_secrets"};
+    const char *source = get(link, "source_id"), *target = get(link, "target"), *name = get(link, "name");
+    *is_handler = is_our_key(source);
+    *why = "neither its source_id nor its target is this provider";
+    if (!*is_handler && !is_our_key(target)) return NULL;
+    *why = "its component or its name does not fit into a subject";
+    if (!is_token(*is_handler ? target : source) || (name && strlen(name) >= ID_MAX)) return NULL;
+    const json_t *config = json_object_get(link, config_keys[*is_handler]);
+    json_t *secrets = read_secrets(json_object_get(link, secrets_keys[*is_handler]), why);
+    return json_pack("{s:o, s:s, s:o, s:o}", "id", read_identity(link), "wrong", *why,
+                     "config", json_is_object(config) ? json_deep_copy(config) : json_object(), "secrets", secrets);
 }
 
 static const char *link_id(const json_t *definition, const char *key) { return get(json_object_get(definition, "id"), key); }
@@ -1376,10 +1444,8 @@ static const char *link_label(const json_t *json, char out[300]) {
 /* The table of consumers, from settings that were found right. */
 static void link_fill_consumers(struct link *l) {
     size_t i;
-    const char *why;
     const json_t *item;
-    if (*l->wrong || !get(l->conn.settings, "consumers")) return;
-    l->consumers_json = read_consumers(get(l->conn.settings, "consumers"), &why);
+    l->consumers_json = read_consumers(l->conn.settings);
     json_array_foreach(l->consumers_json, i, item)
         l->consumers[i] = (struct consumer){.link = l, .stream = get(item, "stream"), .name = get(item, "consumer"),
                                             .max_messages = (uint64_t)json_integer_value(json_object_get(item, "max_messages")),
@@ -1388,9 +1454,14 @@ static void link_fill_consumers(struct link *l) {
     l->conn.pulls = l->consumer_count > 0;
 }
 
+static const char *wrong_sum(void) {
+    size_t count, sum = 0;
+    EACH_LINK(l) if (!l->leaving && are_subscriptions(get(l->conn.settings, "subscriptions"), &count)) sum += count;
+    return sum > SUBSCRIPTIONS_MAX ? "all links together ask for more than SUBSCRIPTIONS_MAX subscriptions" : NULL;
+}
+
 /* Fills a free slot; `definition` and `settings` now belong to it. */
 static void link_fill(struct link *l, json_t *definition, json_t *settings, bool is_handler) {
-    size_t count, sum = 0;
     *l = (struct link){.used = true, .is_handler = is_handler, .definition = definition};
     l->conn.settings = settings;
     l->conn.topic.kind = "link";
@@ -1401,14 +1472,12 @@ static void link_fill(struct link *l, json_t *definition, json_t *settings, bool
     (void)escaped(l->conn.topic.name, sizeof(l->conn.topic.name), link_label(json_object_get(definition, "id"), label), false);
     (void)snprintf(l->subject, sizeof(l->subject), "%s.%s.wrpc.0.0.1.wasmcloud:messaging/handler@0.2.0.handle-message",
                    self.lattice, l->component);
-    const char *wrong = *get(definition, "wrong") ? get(definition, "wrong") : wrong_settings(settings);
-    EACH_LINK(other) if (!other->leaving && are_subscriptions(get(other->conn.settings, "subscriptions"), &count)) sum += count;
-    if (!wrong && sum > SUBSCRIPTIONS_MAX) wrong = "all links together ask for more than SUBSCRIPTIONS_MAX subscriptions";
+    const char *wrong = *get(definition, "wrong") ? get(definition, "wrong") : wrong_settings(settings) ?: wrong_sum();
     (void)snprintf(l->wrong, sizeof(l->wrong), "%s", wrong ? wrong : "");
-    (void)number_in(settings, "max_in_flight", 1, CALLS_MAX / 2, MAX_IN_FLIGHT_DEFAULT, &l->max_in_flight);
-    (void)number_in(settings, "handler_timeout_ms", 1, 86400000, HANDLER_TIMEOUT_MS_DEFAULT, &l->handler_timeout_ms);
+    (void)number_of(settings, &numbers[MAX_IN_FLIGHT], &l->max_in_flight);
+    (void)number_of(settings, &numbers[HANDLER_TIMEOUT_MS], &l->handler_timeout_ms);
     l->subscribed = is_handler && get(settings, "subscriptions");
-    link_fill_consumers(l);
+    if (!*l->wrong) link_fill_consumers(l);
 }
 
 /* What became of all messages and calls so far. */
@@ -1632,7 +1701,7 @@ static struct call *call_of_subject(const struct conn *on, const char *subject, 
 static bool send_to(const char *inbox, const char *suffix, const char *reply, const void *data, size_t len) {
     char subject[INBOX_MAX + 16];
     size_t n = strlen(inbox), m = strlen(suffix);
-    memcpy(subject, inbox, n);
+    memcpy(subject, inbox, n); /* NOLINT(bugprone-not-null-terminated-result): the suffix ends it */
     memcpy(subject + n, suffix, m + 1);
     enum posted p = post(&lattice, subject, reply, NULL, data, len);
     if (p != POSTED) say(&lattice.topic, LEVEL_WARN, "cannot answer a call: %s", posted_words[p]);
@@ -1641,7 +1710,7 @@ static bool send_to(const char *inbox, const char *suffix, const char *reply, co
 
 /* Sends bytes in pieces that the lattice's server takes, and then the empty message that ends them. */
 static void send_pieces(const char *inbox, const char *suffix, const uint8_t *data, size_t len) {
-    size_t piece = lattice.state == CONN_UP ? (size_t)natsConnection_GetMaxPayload(lattice.nc) : len;
+    size_t piece = lattice.state == CONN_UP ? conn_max_payload(&lattice) : len;
     for (size_t at = 0; at < len; at += piece)
         if (!send_to(inbox, suffix, NULL, data + at, MIN(piece, len - at))) return;
     (void)send_to(inbox, suffix, NULL, NULL, 0);
@@ -1882,20 +1951,22 @@ static void on_reply(struct call *c, natsMsg *msg) {
     end_with_success(c, scratch, 1 + write_message(scratch + 1, &m));
 }
 
+/* Tries a held call again. False: the connection still has no room. */
+static bool serve_held(struct call *c) {
+    struct incoming in = incoming_of(c);
+    if (read_incoming(&in, &c->needs) == WHOLE) serve(&in, c);
+    return c->kind != CALL_HELD;
+}
+
 /* Answers the publishes whose bytes the kernel has taken since, and tries again what was held. Called after writing. */
 static void settle(struct link *l) {
     static const uint8_t ok[] = {0};
     uint64_t written = l->conn.state == CONN_UP ? conn_written(&l->conn) : 0;
-    bool full = l->conn.io.blocked;
+    bool room = !l->conn.io.blocked;
     for (struct call *c = calls.slots; l->unsettled > 0 && c < calls.slots + calls.fresh; c++) {
         if (c->link != l) continue;
-        if (c->kind == CALL_OUT && c->out_at <= written) {
-            end_with_success(c, ok, sizeof(ok));
-        } else if (c->kind == CALL_HELD && !full) {
-            struct incoming in = incoming_of(c);
-            if (read_incoming(&in, &c->needs) == WHOLE) serve(&in, c);
-            full = c->kind == CALL_HELD;
-        }
+        if (c->kind == CALL_OUT && c->out_at <= written) end_with_success(c, ok, sizeof(ok));
+        else if (c->kind == CALL_HELD && room) room = serve_held(c);
     }
 }
 
@@ -1990,18 +2061,26 @@ static void on_consumer_info(struct consumer *k, natsMsg *msg) {
     json_decref(info);
 }
 
-/* A status line: how the request for messages fares. One that only ends it is followed by the next request. */
+/* Whether a status line is one of three: by its number, or its words. */
+static bool says(const char *status, const char *words, const char *const list[3]) {
+    for (size_t i = 0; i < 3; i++)
+        if (strcmp(status, list[i]) == 0 || strcmp(words, list[i]) == 0) return true;
+    return false;
+}
+
+/* A status line: how the request for messages fares. When it has just ended, the next one follows. */
 static void on_consumer_status(struct consumer *k, natsMsg *msg) {
+    static const char *const ended[] = {"404", "408", "Batch Completed"}, *const moved[] = {"503", "Leadership Change", "Server Shutdown"};
+    static const char too_big[] = "Message Size Exceeds MaxBytes";
     const char *status = "", *words = "";
     (void)natsMsgHeader_Get(msg, "Status", &status);
     (void)natsMsgHeader_Get(msg, "Description", &words);
     k->due_ms = now + 2 * PULL_HEARTBEAT_MS;
     if (strcmp(status, "100") == 0) return; /* a heartbeat */
     k->wanted = 0;
-    if (strcmp(status, "408") == 0 || strcmp(status, "404") == 0 || strcmp(words, "Batch Completed") == 0) return;
-    if (strcmp(status, "503") == 0 || strcmp(words, "Leadership Change") == 0 || strcmp(words, "Server Shutdown") == 0) return consumer_forget(k);
-    if (strcmp(words, "Message Size Exceeds MaxBytes") == 0 && k->brought) return;
-    if (strcmp(words, "Message Size Exceeds MaxBytes") == 0) words = "its next message is larger than max_bytes, or than MESSAGE_MAX, and is in the way of all others";
+    if (says(status, words, ended) || (k->brought && strcmp(words, too_big) == 0)) return;
+    if (says(status, words, moved)) return consumer_forget(k);
+    if (strcmp(words, too_big) == 0) words = "its next message is larger than max_bytes, or than MESSAGE_MAX, and is in the way of all others";
     consumer_trouble(k, *words ? words : "JetStream refuses the request for messages");
 }
 
@@ -2031,21 +2110,31 @@ static void consumer_pull(struct consumer *k) {
 
 /* One step of the state machine above; called on every turn of the loop. */
 static void consumer_step(struct consumer *k) {
-    if (k->state == CONSUMER_UNKNOWN && now >= k->due_ms) {
-        consumer_question(k, "INFO", "", PULL_ANSWER_MS);
+    bool due = now >= k->due_ms;
+    switch (k->state) {
+    case CONSUMER_UNKNOWN:
+        if (!due) return;
         k->state = CONSUMER_ASKED;
-    } else if (k->state == CONSUMER_ASKED && now >= k->due_ms) {
-        consumer_trouble(k, "JetStream does not answer: may this user publish to $JS.API.CONSUMER.> and $JS.ACK.>?");
-    } else if (k->state == CONSUMER_READY && k->wanted > 0 && now >= k->due_ms) {
-        consumer_forget(k); /* not even a heartbeat: the request was lost */
-    } else if (k->state == CONSUMER_READY && k->wanted == 0) {
-        consumer_pull(k);
+        return consumer_question(k, "INFO", "", PULL_ANSWER_MS);
+    case CONSUMER_ASKED:
+        if (due) consumer_trouble(k, "JetStream does not answer: may this user publish to $JS.API.CONSUMER.> and $JS.ACK.>?");
+        return;
+    case CONSUMER_READY:
+        if (k->wanted == 0) consumer_pull(k);
+        else if (due) consumer_forget(k); /* not even a heartbeat: the request was lost */
     }
 }
 
 static void consumers_step(struct link *l) {
     if (l->conn.state != CONN_UP || l->conn.io.broken || l->leaving || self.stopping) return;
     for (size_t i = 0; i < l->consumer_count; i++) consumer_step(&l->consumers[i]);
+}
+
+/* What the first consumer in trouble says, or "". */
+static const char *consumers_trouble(const struct link *l, char words[400]) {
+    for (const struct consumer *k = l->consumers; k < l->consumers + l->consumer_count; k++)
+        if (*k->trouble) return (void)snprintf(words, 400, "consumer %s of stream %s: %s", k->name, k->stream, k->trouble), words;
+    return "";
 }
 
 /* With its connection, a link's requests are gone; its messages are not: they may be acknowledged by the next connection. */
@@ -2141,7 +2230,7 @@ static enum posted invoke(struct call *c, const uint8_t *params, size_t len, str
     char inbox[INBOX_MAX + TOKEN_LEN];
     const struct header headers[] = {{"source-id", self.key}, {"target-id", l->component},
                                      {"traceparent", trace.parent}, {"tracestate", trace.state}};
-    size_t max = (size_t)natsConnection_GetMaxPayload(lattice.nc), head = headers_size(headers);
+    size_t max = conn_max_payload(&lattice), head = headers_size(headers);
     size_t first = MIN(len, max > head ? max - head : 0), rest = len - first;
     c->whole = c->held;
     if (rest > 0 && !c->held && !(c->held = record_make(l, (struct trace){0}, params + first, rest, rest))) return POST_FULL;
@@ -2245,7 +2334,6 @@ static void on_subscribed(struct link *l, natsMsg *msg) {
     struct message m = message_of(msg);
     const char *wrong = unfit(&m);
     struct trace trace = trace_of(msg);
-    if (!l->is_handler || (l->leaving && !l->replaced)) return; /* on its way when the subscription ended */
     l->counts[RECEIVED]++;
     if (wrong) return drop(l, 1, wrong);
     size_t len = write_message(scratch, &m);
@@ -2255,46 +2343,61 @@ static void on_subscribed(struct link *l, natsMsg *msg) {
     wait_in_backlog(l, scratch, len, trace);
 }
 
+/* A slot for a message that a consumer delivered, or NULL: it has been given back. */
+static struct call *accept_message(struct consumer *k, const char *ack, const char *wrong) {
+    struct link *l = k->link;
+    struct call *c = wrong ? NULL : call_take(l);
+    l->counts[RECEIVED]++;
+    l->counts[RETURNED] += !c;
+    k->wanted -= k->wanted > 0;
+    k->brought = true;
+    k->due_ms = now + 2 * PULL_HEARTBEAT_MS;
+    if (!c) {
+        say(&l->conn.topic, LEVEL_ERROR, "a message of consumer %s was given back: %s", k->name, wrong ? wrong : "too many calls in flight");
+        return refuse_message(k, ack), NULL;
+    }
+    (void)snprintf(c->reply, sizeof(c->reply), "%s", ack);
+    c->consumer = k;
+    k->open++;
+    report_progress(c);
+    return c;
+}
+
 /* A message that a consumer delivered. Its reply subject is where it is acknowledged, and none that a component may have.
  * protocol: wasmCloud's built-in provider gives none either. */
 static void on_pulled(struct consumer *k, natsMsg *msg) {
     struct link *l = k->link;
     struct message m = message_of(msg);
-    const char *ack = natsMsg_GetReply(msg), *wrong = unfit(&m);
-    l->counts[RECEIVED]++;
-    k->wanted -= k->wanted > 0;
-    k->brought = true;
-    k->due_ms = now + 2 * PULL_HEARTBEAT_MS;
-    struct call *c = call_take(l);
-    if (wrong || !c) {
-        say(&l->conn.topic, LEVEL_ERROR, "a message of consumer %s was given back: %s", k->name, wrong ? wrong : "too many calls in flight");
-        refuse_message(k, ack);
-        l->counts[RETURNED]++;
-        if (c) call_free(c);
-        return;
-    }
+    struct call *c = accept_message(k, natsMsg_GetReply(msg), unfit(&m));
+    if (!c) return;
     m.has_reply = false;
     size_t len = write_message(scratch, &m);
-    (void)snprintf(c->reply, sizeof(c->reply), "%s", ack);
-    c->consumer = k;
-    k->open++;
-    report_progress(c);
     c->held = record_make(l, trace_of(msg), scratch, len, len);
     c->whole = c->held;
     if (l->leaving || self.stopping) give_back(c, "the link takes no more work");
     else if (l->kept || !may_call(l) || invoke(c, scratch, len, trace_of(msg)) != POSTED) keep(c);
 }
 
+/* What comes to our inbox on a link: replies to requests. */
+static void on_link_inbox(const struct link *l, natsMsg *msg) {
+    const char *suffix;
+    struct call *c = call_of_subject(&l->conn, natsMsg_GetSubject(msg), &suffix);
+    if (c && c->kind == CALL_REQUEST && c->link == l && !*suffix) on_reply(c, msg);
+}
+
+/* Not while a link ends: what comes then was on its way when the subscription did. */
+static bool takes_messages(const struct link *l) { return l->is_handler && (!l->leaving || l->replaced); }
+
 /* Everything that arrives on a link's connection. */
 static void on_link_message(struct conn *conn, natsMsg *msg) {
     struct link *l = (struct link *)(void *)conn;
-    const char *subject = natsMsg_GetSubject(msg), *suffix;
+    const char *subject = natsMsg_GetSubject(msg);
     char kind = inbox_kind(conn, subject);
-    struct consumer *k = kind ? NULL : consumer_of(l, natsMsg_GetReply(msg));
+    if (kind == 'c') return on_link_inbox(l, msg);
     if (kind == 'p') return on_consumer(l, subject + conn->inbox_len, msg);
-    if (kind != 'c') return k ? on_pulled(k, msg) : on_subscribed(l, msg);
-    struct call *c = call_of_subject(conn, subject, &suffix);
-    if (c && c->kind == CALL_REQUEST && c->link == l && !*suffix) on_reply(c, msg);
+    struct consumer *k = consumer_of(l, natsMsg_GetReply(msg));
+    if (k) on_pulled(k, msg);
+    else if (takes_messages(l)) on_subscribed(l, msg);
 }
 
 /* The outcome of a call to a component: counted, and told to JetStream. `format`, `words`: what to log of it, if anything. */
@@ -2356,15 +2459,19 @@ static void on_error(struct call *c, natsMsg *msg) {
     finish(c, TRAP, "the component trapped on a message: %s", c->result.words);
 }
 
+static void on_outcome(struct call *c, const char *suffix, natsMsg *msg) {
+    if (strcmp(suffix, ".results") == 0) on_result(c, msg);
+    else if (strcmp(suffix, ".error") == 0) on_error(c, msg);
+}
+
 /* What comes to our inbox on the lattice. */
 static void on_lattice_inbox(natsMsg *msg) {
     const char *suffix;
     struct call *c = call_of_subject(&lattice, natsMsg_GetSubject(msg), &suffix);
     bool to_component = c && c->kind == CALL_HANDLER;
     if (!*suffix) on_handshake(to_component ? c : NULL, msg);
+    else if (to_component) on_outcome(c, suffix, msg);
     else if (c && c->kind == CALL_PARAMS && strcmp(suffix, ".params") == 0) on_params(c, msg);
-    else if (to_component && strcmp(suffix, ".results") == 0) on_result(c, msg);
-    else if (to_component && strcmp(suffix, ".error") == 0) on_error(c, msg);
 }
 
 /* Ends the calls to components of a link, or of all: nobody will hear their results. `kept`: only those that are kept. */
@@ -2430,19 +2537,19 @@ static void on_link_down(struct conn *conn, const char *why) {
     consumers_down(l);
 }
 
-static void on_link_up(struct conn *conn) {
-    struct link *l = (struct link *)(void *)conn;
-    struct span item, subject, queue;
+static void link_subscribe(struct conn *conn, struct span subject, struct span queue) {
     char s[SUBJECT_MAX + 1], q[SUBJECT_MAX + 1];
+    (void)snprintf(s, sizeof(s), "%.*s", (int)subject.len, subject.at);
+    (void)snprintf(q, sizeof(q), "%.*s", (int)queue.len, queue.at ? queue.at : "");
+    if (conn_subscribe(conn, s, *q ? q : NULL)) say(&conn->topic, LEVEL_DEBUG, "subscribed to %s%s%s", s, *q ? " in queue group " : "", q);
+}
+
+static void on_link_up(struct conn *conn) {
+    struct span item, subject, queue;
     const char *list = get(conn->settings, "subscriptions");
-    if (l->leaving || stop.state != RUNNING) return;
-    for (size_t n = 0; list && list_item(list, n, &item); n++) {
-        if (!split_subscription(item, &subject, &queue)) continue;
-        (void)snprintf(s, sizeof(s), "%.*s", (int)subject.len, subject.at);
-        (void)snprintf(q, sizeof(q), "%.*s", (int)queue.len, queue.at ? queue.at : "");
-        if (conn_subscribe(conn, s, queue.len ? q : NULL))
-            say(&conn->topic, LEVEL_DEBUG, "subscribed to %s%s%s", s, queue.len ? " in queue group " : "", q);
-    }
+    if (((struct link *)(void *)conn)->leaving || self.stopping) return;
+    for (size_t n = 0; list && list_item(list, n, &item); n++)
+        if (split_subscription(item, &subject, &queue)) link_subscribe(conn, subject, queue);
 }
 
 /* The link's slot is given back when its calls have ended: see link_step(). */
@@ -2570,15 +2677,13 @@ static void link_step(struct link *l) {
 
 /* Why a link does not do all that it should, in words; or "". */
 static const char *link_trouble(const struct link *l, char words[400]) {
-    struct span first;
+    struct span first = {0};
     if (*l->wrong) return l->wrong;
-    if (l->conn.state != CONN_UP && *l->conn.trouble) return l->conn.trouble;
-    words[0] = 0;
-    if (l->conn.state != CONN_UP && list_item(get(l->conn.settings, "cluster_uris"), 0, &first))
-        (void)snprintf(words, 400, "connecting to %.*s", (int)url_address(first).len, url_address(first).at);
-    for (const struct consumer *k = l->consumers; k < l->consumers + l->consumer_count && !*words; k++)
-        if (*k->trouble) (void)snprintf(words, 400, "consumer %s of stream %s: %s", k->name, k->stream, k->trouble);
-    return l->conn.io.broken ? l->conn.io.broken : words;
+    if (l->conn.state == CONN_UP) return l->conn.io.broken ? l->conn.io.broken : consumers_trouble(l, words);
+    if (*l->conn.trouble) return l->conn.trouble;
+    if (list_item(get(l->conn.settings, "cluster_uris"), 0, &first)) first = url_address(first);
+    (void)snprintf(words, 400, "connecting to %.*s", (int)first.len, first.at);
+    return words;
 }
 
 /* {"healthy":true}, or false and why, link by link. */
@@ -2669,32 +2774,43 @@ static void on_lattice_up(struct conn *conn) {
     self.links = NULL;
 }
 
+static bool links_are_busy(void) {
+    EACH_LINK(l) if (link_is_busy(l)) return true;
+    return false;
+}
+
+/* Whether the server has read all that was written before conn_ask_echo(), or never will. */
+static bool is_flushed(const struct conn *c) { return c->state != CONN_UP || c->io.echoed; }
+
+static bool links_are_flushed(void) {
+    EACH_LINK(l) if (!is_flushed(&l->conn)) return false;
+    return true;
+}
+
+static void stop_calls(void) {
+    end_calls(NULL, "the provider is stopping", true);
+    abandon_calls(NULL, "the provider is stopping", false);
+    EACH_LINK(l) {
+        drop_backlog(l, "the provider is stopping");
+        if (l->conn.state == CONN_UP) conn_ask_echo(&l->conn);
+    }
+    stop.state = FLUSHING_LINKS;
+    stop.deadline_ms = now + 20;
+}
+
+static void stop_answer(void) {
+    if (*stop.reply) (void)send_to(stop.reply, "", NULL, "shutting down", strlen("shutting down"));
+    if (lattice.state == CONN_UP) conn_ask_echo(&lattice);
+    stop.state = FLUSHING_LATTICE;
+    stop.deadline_ms = now + 250;
+}
+
 /* One step of stopping: calls end, links are flushed, the host is answered, the lattice is flushed. Returns true when all is
  * done. The host kills us when it has the answer, so that comes last, with an echo behind it. */
 static bool stop_step(void) {
-    bool busy = false, echoes = true, links_up = false;
-    if (stop.state == RUNNING) return false;
-    EACH_LINK(l) {
-        busy |= link_is_busy(l);
-        links_up |= l->conn.state == CONN_UP;
-        echoes &= l->conn.state != CONN_UP || l->conn.io.echoed;
-    }
-    if (stop.state == ENDING_CALLS && (!busy || now >= stop.deadline_ms)) {
-        end_calls(NULL, "the provider is stopping", true);
-        abandon_calls(NULL, "the provider is stopping", false);
-        EACH_LINK(l) drop_backlog(l, "the provider is stopping");
-        EACH_LINK(l) if (l->conn.state == CONN_UP) conn_ask_echo(&l->conn);
-        stop.state = FLUSHING_LINKS;
-        stop.deadline_ms = now + 20;
-        echoes = !links_up;
-    }
-    if (stop.state == FLUSHING_LINKS && (echoes || now >= stop.deadline_ms)) {
-        if (*stop.reply) (void)send_to(stop.reply, "", NULL, "shutting down", strlen("shutting down"));
-        if (lattice.state == CONN_UP) conn_ask_echo(&lattice);
-        stop.state = FLUSHING_LATTICE;
-        stop.deadline_ms = now + 250;
-    }
-    return stop.state == FLUSHING_LATTICE && (lattice.state != CONN_UP || lattice.io.echoed || now >= stop.deadline_ms);
+    if (stop.state == ENDING_CALLS && (!links_are_busy() || now >= stop.deadline_ms)) stop_calls();
+    if (stop.state == FLUSHING_LINKS && (links_are_flushed() || now >= stop.deadline_ms)) stop_answer();
+    return stop.state == FLUSHING_LATTICE && (is_flushed(&lattice) || now >= stop.deadline_ms);
 }
 
 /*
