@@ -2098,9 +2098,10 @@ static void on_consumer(struct link *l, const char *token, natsMsg *msg) {
 static void consumer_pull(struct consumer *k) {
     struct link *l = k->link;
     char json[200];
-    uint64_t share = MAX(l->max_in_flight / l->consumer_count, 1), batch = share - MIN(share, k->open), bytes = k->bytes ? k->bytes : PULL_BYTES;
-    batch = MIN(lesser(batch, batch ? k->batch : 0), calls_spare(l));
-    if (batch == 0 || l->kept || now < l->absent_until_ms || !may_call(l) || !may_hold(l, MIN(bytes, PULL_BYTES))) return;
+    uint64_t share = MAX(l->max_in_flight / l->consumer_count, 1), bytes = lesser(k->bytes, PULL_BYTES);
+    uint64_t batch = MIN(share - MIN(share, k->open), calls_spare(l));
+    if (k->batch) batch = MIN(batch, k->batch);
+    if (batch == 0 || l->kept || now < l->absent_until_ms || !may_call(l) || !may_hold(l, bytes)) return;
     (void)snprintf(json, sizeof(json), "{\"batch\":%" PRIu64 ",\"max_bytes\":%" PRIu64 ",\"expires\":%" PRIu64 ",\"idle_heartbeat\":%" PRIu64 "}",
                    batch, bytes, k->expires_ms * 1000000, MIN(k->expires_ms / 3, PULL_HEARTBEAT_MS) * 1000000);
     k->wanted = (unsigned)batch;
@@ -3066,6 +3067,7 @@ static void print_tls(const json_t *s) {
 static void print_link(const struct link *l) {
     const json_t *s = l->conn.settings;
     const char *uris = get(s, "cluster_uris"), *subscriptions = get(s, "subscriptions");
+    const struct consumer *end = l->consumers + l->consumer_count;
     struct span item;
     printf("link %s: %s\n", l->conn.topic.name, l->is_handler ? "calls the component's handle-message" : "serves the component's publish and request");
     for (size_t n = 0; list_item(uris, n, &item); n++) printf("    server        %.*s\n", (int)url_address(item).len, url_address(item).at);
@@ -3073,6 +3075,7 @@ static void print_link(const struct link *l) {
     print_tls(s);
     if (!l->is_handler) return;
     for (size_t n = 0; subscriptions && list_item(subscriptions, n, &item); n++) printf("    subscription  %.*s\n", (int)item.len, item.at);
+    for (const struct consumer *k = l->consumers; k < end; k++) printf("    consumer      %s of stream %s\n", k->name, k->stream);
     printf("    in flight     %" PRIu64 ", for %" PRIu64 " ms each\n", l->max_in_flight, l->handler_timeout_ms);
 }
 

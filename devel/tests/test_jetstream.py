@@ -7,7 +7,7 @@ import nats.js.errors
 import pytest
 from nats.js.api import AckPolicy, ConsumerConfig, StreamConfig
 
-from lattice import Trap, until
+from lattice import Trap, run_provider, until
 from servers import DEADLINE, SLOW
 
 STREAM, CONSUMER = "ORDERS", "worker"
@@ -301,6 +301,14 @@ async def test_message_larger_than_max_bytes(world, stream):
     await world.start(link(world, stream, {"stream": STREAM, "consumer": CONSUMER, "max_bytes": 1000}), ready=False)
     await world.component()
     await world.host.unhealthy("larger than max_bytes")
+
+
+async def test_check(world, tmp_path):
+    """--check names the consumers of a link."""
+    path = tmp_path / "link.json"
+    path.write_text(json.dumps(world.host.handler_link(consumers='[{"stream":"S","consumer":"C"}]')))
+    code, out, _ = await run_provider("--check", path)
+    assert code == 0 and "consumer      C of stream S" in out
 
 
 @pytest.mark.parametrize("text", ["nonsense", "{}", "[1]", '[{"stream":"S"}]', '[{"stream":"S.x","consumer":"C"}]', '[{"stream":"S","consumer":"*"}]',
