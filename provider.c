@@ -1510,7 +1510,7 @@ static struct conn lattice;   /* the connection to the hosts */
 
 enum call_kind {
     CALL_FREE, CALL_HANDLER,  /* to a component: no result yet */
-    CALL_KEPT,                /* a consumer's message, to be tried (again) when the component can have it */
+    CALL_KEPT, CALL_UNTOLD,   /* a consumer's message: to be tried (again) when the component can have it; its link must be back to tell its outcome */
     CALL_PARAMS, CALL_HELD,   /* from a component: more parameters are to come; the write buffer of its link is full */
     CALL_OUT, CALL_REQUEST,   /* publish: the kernel has not taken the bytes yet; request: no reply yet */
 };
@@ -1532,6 +1532,7 @@ struct call {
     struct result result;  /* to a component */
 
     struct consumer *consumer;  /* whose message it is; NULL: a subscription's */
+    enum count outcome;         /* CALL_UNTOLD: what became of it */
     uint64_t progress_ms;       /* when JetStream must hear that it is still being worked on */
     uint64_t kept_until_ms;     /* when it is given back; 0: it was not kept yet */
 };
@@ -2138,7 +2139,7 @@ static const char *consumers_trouble(const struct link *l, char words[400]) {
     return "";
 }
 
-/* With its connection, a link's requests are gone; its messages are not: they may be acknowledged by the next connection. */
+/* With its connection, a link's requests are gone; its messages are not: they are acknowledged by the next connection. */
 static void consumers_down(struct link *l) {
     for (size_t i = 0; i < l->consumer_count; i++) consumer_forget(&l->consumers[i]);
 }
@@ -2200,7 +2201,7 @@ static void refuse_message(const struct consumer *k, const char *ack) {
 
 /* Tells JetStream that a message is still being worked on, three times in its ack_wait. */
 static void report_progress(struct call *c) {
-    if (c->progress_ms > 0) acknowledge(c->link, c->reply, "+WPI");
+    if (c->progress_ms > 0 && c->link->conn.state == CONN_UP) acknowledge(c->link, c->reply, "+WPI");
     c->progress_ms = now + MAX((c->consumer->ack_wait_ms ? c->consumer->ack_wait_ms : 30000) / 3, 10);
 }
 
@@ -2401,14 +2402,37 @@ static void on_link_message(struct conn *conn, natsMsg *msg) {
     else if (takes_messages(l)) on_subscribed(l, msg);
 }
 
+static void end_message(struct call *c, enum count outcome) {
+    c->link->counts[outcome]++;
+    call_free(c);
+}
+
+/* Tells JetStream the outcome of a message. While the link is away the slot waits for it to come back: what is not
+ * acknowledged is delivered again. */
+static void tell(struct call *c, enum count outcome) {
+    struct link *l = c->link;
+    if (l->conn.state != CONN_UP || l->conn.io.broken) {
+        l->with_component -= c->kind == CALL_HANDLER;
+        c->outcome = outcome;
+        return call_until(c, CALL_UNTOLD, now + KEPT_MS);
+    }
+    if (outcome == HANDLED) acknowledge(l, c->reply, "+ACK");
+    else refuse_message(c->consumer, c->reply);
+    end_message(c, outcome);
+}
+
+/* A link is back. */
+static void tell_all(const struct link *l) {
+    for (struct call *c = calls.slots; c < calls.slots + calls.fresh; c++)
+        if (c->kind == CALL_UNTOLD && c->link == l) tell(c, c->outcome);
+}
+
 /* The outcome of a call to a component: counted, and told to JetStream. `format`, `words`: what to log of it, if anything. */
 static void finish(struct call *c, enum count outcome, const char *format, const char *words) {
     struct link *l = c->link;
     if (format) say(&l->conn.topic, LEVEL_WARN, format, words);
-    l->counts[outcome]++;
-    if (c->consumer && outcome == HANDLED) acknowledge(l, c->reply, "+ACK");
-    else if (c->consumer) refuse_message(c->consumer, c->reply);
-    call_free(c);
+    if (c->consumer) tell(c, outcome);
+    else end_message(c, outcome);
     work_off(l);
 }
 
@@ -2475,12 +2499,20 @@ static void on_lattice_inbox(natsMsg *msg) {
     else if (c && c->kind == CALL_PARAMS && strcmp(suffix, ".params") == 0) on_params(c, msg);
 }
 
-/* Ends the calls to components of a link, or of all: nobody will hear their results. `kept`: only those that are kept. */
+/* Ends a call to a component whose result nobody will hear. */
+static void abandon(struct call *c, const char *why) {
+    struct link *l = c->link;
+    if (c->kind == CALL_UNTOLD) return end_message(c, c->outcome);
+    if (c->consumer) return give_back(c, why);
+    call_free(c);
+    drop(l, 1, why);
+}
+
+/* The same for all of a link, or of all links. `kept`: only those that the component does not have. */
 static void abandon_calls(const struct link *of, const char *why, bool kept) {
     for (struct call *c = calls.slots; c < calls.slots + calls.fresh; c++) {
-        if ((of && c->link != of) || (c->kind != CALL_KEPT && (kept || c->kind != CALL_HANDLER))) continue;
-        if (c->consumer) give_back(c, why);
-        else drop(c->link, 1, why), call_free(c);
+        if (of && c->link != of) continue;
+        if (c->kind == CALL_KEPT || (!kept && (c->kind == CALL_HANDLER || c->kind == CALL_UNTOLD))) abandon(c, why);
     }
 }
 
@@ -2490,8 +2522,8 @@ static void expire_call(struct call *c) {
     if (c->kind == CALL_HANDLER) {
         (void)snprintf(words, sizeof(words), "%" PRIu64, c->link->handler_timeout_ms);
         finish(c, TIMEOUT, "timed out: the component did not answer a message within %s ms", words);
-    } else if (c->kind == CALL_KEPT) {
-        give_back(c, "the component could not have it for too long");
+    } else if (c->kind == CALL_KEPT || c->kind == CALL_UNTOLD) {
+        abandon(c, "the component could not have it for too long");
     } else if (c->kind == CALL_REQUEST) {
         end_with_error(c, "", "nats request timed out: deadline has elapsed");
     } else if (c->kind == CALL_PARAMS) {
@@ -2548,6 +2580,7 @@ static void link_subscribe(struct conn *conn, struct span subject, struct span q
 static void on_link_up(struct conn *conn) {
     struct span item, subject, queue;
     const char *list = get(conn->settings, "subscriptions");
+    tell_all((struct link *)(void *)conn);
     if (((struct link *)(void *)conn)->leaving || self.stopping) return;
     for (size_t n = 0; list && list_item(list, n, &item); n++)
         if (split_subscription(item, &subject, &queue)) link_subscribe(conn, subject, queue);

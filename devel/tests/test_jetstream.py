@@ -371,6 +371,33 @@ async def test_server_restarts(world, stream):
     assert len(bodies) == 300
 
 
+async def test_outcome_waits_for_the_link(world, stream):
+    """The connection breaks while the component works: what it did is told by the next connection, and nothing comes twice."""
+    await stream.consumer()
+    await stream.put(b"good", b"bad")
+    provider = await world.start(link(world, stream))
+    component = await world.component(by_hand=True)
+    calls = {}
+    for _ in range(2):
+        call = await component.invocation()
+        await call.handshake()
+        calls[(await call.params()).body] = call
+    stream.server.stop()
+    await provider.wait_log("connection lost")
+    await calls[b"good"].answer()
+    await calls[b"bad"].answer("not today")
+    await until(lambda: provider.log("answered a message with an error"), "the results are here")
+    assert (await counts(provider))["open"] == 2
+    stream.server.start()
+    again = await component.invocation(20 * SLOW)
+    await again.handshake()
+    assert (await again.params()).body == b"bad"
+    await again.answer()
+    await stream.settled(2)
+    told = await counts(provider)
+    assert (told["received"], told["handled"], told["error"], told["open"]) == (3, 2, 1, 0) and component.invocations.empty()
+
+
 async def test_provider_is_killed(world, stream):
     """What it had when it was killed comes to the next one after ack_wait."""
     await stream.consumer(ack_wait=1)
