@@ -1480,13 +1480,15 @@ static void link_fill(struct link *l, json_t *definition, json_t *settings, bool
     if (!*l->wrong) link_fill_consumers(l);
 }
 
-/* What became of all messages and calls so far. */
-static void link_report(struct link *l) {
+/* What became of all messages and calls so far: never held back, and whatever the level if somebody asked. */
+static void link_report(const struct link *l, bool asked) {
     char words[400];
-    size_t at = 0;
+    size_t at = (size_t)snprintf(words, sizeof(words), "counts: ");
+    if (!asked && logger.level < LEVEL_INFO) return;
     for (enum count i = l->is_handler ? RECEIVED : CALLS; i < (l->is_handler ? CALLS : COUNTS); i++)
         at += (size_t)snprintf(words + at, sizeof(words) - at, "%s=%" PRIu64 " ", count_names[i], l->counts[i]);
-    say(&l->conn.topic, LEVEL_INFO, "counts: %sopen=%u", words, l->calls + l->waiting);
+    (void)snprintf(words + at, sizeof(words) - at, "open=%u", l->calls + l->waiting);
+    write_line(&l->conn.topic, LEVEL_INFO, words);
 }
 
 /*
@@ -2607,7 +2609,7 @@ static void link_release(struct link *l) {
     end_calls(l, "the link was deleted", true);
     abandon_calls(l, "the link was deleted", false);
     drop_backlog(l, "the link is gone");
-    link_report(l);
+    link_report(l, false);
     topic_tick(&l->conn.topic, UINT64_MAX);
     if (l->conn.state == CONN_UP) conn_close(&l->conn);
     json_decref(l->conn.settings);
@@ -2933,8 +2935,8 @@ static void tick(pid_t parent) {
 }
 
 /* What happened so far, for SIGUSR1 and at the end. */
-static void report(const char *event) {
-    EACH_LINK(l) link_report(l);
+static void report(const char *event, bool asked) {
+    EACH_LINK(l) link_report(l, asked);
     say(&self.topic, LEVEL_INFO, "%s: %zu kB of the arena in use, at most %zu; %" PRIu64 " blocks taken, %" PRIu64 " log lines lost",
         event, arena.in_use / 1024, arena.peak / 1024, arena.taken, logger.lost);
 }
@@ -2942,7 +2944,7 @@ static void report(const char *event) {
 static void run(pid_t parent) {
     do {
         wait_and_read();
-        if (report_wanted) report_wanted = 0, report("so far");
+        if (report_wanted) report_wanted = 0, report("so far", true);
         if (signalled) stop_begin(signalled == SIGINT ? "SIGINT" : "SIGTERM");
         expire_calls();
         conn_step(&lattice);
@@ -3215,7 +3217,7 @@ int main(int argc, char **argv) {
     start_lattice(settings);
     run(parent);
     EACH_LINK(l) topic_tick(&l->conn.topic, UINT64_MAX);
-    report("stopped");
+    report("stopped", false);
     _exit(0); /* exit() would take nats.c apart while its threads, and those that connect, still use it */
 }
 #endif
