@@ -28,15 +28,16 @@ CROSS := $(if $(filter $(ARCH),$(HOST_ARCH)),,$(TRIPLET)-)
 CC := $(CROSS)gcc
 STRIP := $(CROSS)strip
 
-SOURCES := provider.c deps/tls.c
-HEADERS := provider.h deps/tls.h Makefile
+SOURCES := provider.c deps/tls.c deps/guard.c
+HEADERS := provider.h deps/tls.h deps/guard.h Makefile
 LIBRARIES := -lnats_static -lmbedtls -lmbedx509 -lmbedcrypto -lsodium -ljansson -lprotobuf-c
 WARNINGS := -Wall -Wextra -Wshadow -Wconversion -Werror
 # The file's own malloc must not be taken for libc's: gcc would turn its calloc into a call of itself.
 STANDARD := -std=gnu11 $(WARNINGS) -fno-builtin-malloc -fno-builtin-calloc -fno-builtin-realloc -fno-builtin-free
 HARDENED := -fPIE -fstack-protector-strong -D_FORTIFY_SOURCE=2 -fno-strict-aliasing
+GUARDED := -Wl,--wrap=natsParser_Parse
 OPTIMISED := -O2 -ffunction-sections -fdata-sections -ffile-prefix-map=$(CURDIR)=. -g0
-LINKED := -static-pie -Wl,-z,relro,-z,now,-z,noexecstack,-z,pack-relative-relocs,--gc-sections,--build-id=none
+LINKED := -static-pie -Wl,-z,relro,-z,now,-z,noexecstack,-z,pack-relative-relocs,--gc-sections,--build-id=none $(GUARDED)
 IN_SYSROOT = --sysroot=$(SYSROOT) -B$(SYSROOT)/usr/lib/$(TRIPLET) -L$(SYSROOT)/usr/lib/$(TRIPLET) -isystem $(SYSROOT)/usr/include/$(TRIPLET) -isystem $(SYSROOT)/usr/include
 
 all: $(if $(SAN),build/san/provider,build/$(ARCH)/provider)
@@ -66,13 +67,13 @@ build/include: | $(LIBRARIES_READY)
 
 build/san/provider: $(SOURCES) $(HEADERS) devel/glibc_compat.c | build/include
 	@mkdir -p $(@D)
-	$(CC) $(STANDARD) $(SANITIZED) $(CFLAGS) -isystem build/include $(SOURCES) devel/glibc_compat.c $(SAN_LIBRARIES) -lpthread -o $@
+	$(CC) $(STANDARD) $(SANITIZED) $(CFLAGS) -isystem build/include $(SOURCES) devel/glibc_compat.c $(GUARDED) $(SAN_LIBRARIES) -lpthread -o $@
 
 # compiled twice: on the system's malloc for the sanitizers, and once more for the arena alone, under other names
 UNIT = $(CC) $(STANDARD) -g -O1 -fsanitize=address,undefined -fno-sanitize-recover=undefined $(CFLAGS) -I. -isystem build/include
 build/unit: devel/unit.c $(SOURCES) $(HEADERS) devel/glibc_compat.c | build/include
 	$(UNIT) -DUNIT_ARENA -c devel/unit.c -o $@.arena.o
-	$(UNIT) -DSYSTEM_MALLOC devel/unit.c $@.arena.o deps/tls.c devel/glibc_compat.c $(SAN_LIBRARIES) -lpthread -o $@
+	$(UNIT) -DSYSTEM_MALLOC devel/unit.c $@.arena.o $(filter deps/%,$(SOURCES)) devel/glibc_compat.c $(GUARDED) $(SAN_LIBRARIES) -lpthread -o $@
 
 unit: build/unit
 	build/unit

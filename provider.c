@@ -55,6 +55,7 @@
 #include <nats/nats.h>
 #include <sodium.h>
 
+#include "deps/guard.h"
 #include "deps/tls.h"
 
 #define COUNT_OF(array) (sizeof(array) / sizeof(array)[0])
@@ -703,6 +704,7 @@ struct conn {
     void (*on_down)(struct conn *, const char *why);  /* or NULL */
     uint64_t ping_ms;
     size_t write_max;      /* bytes that may wait to be written */
+    bool vital;            /* the lattice's: its messages may use what the arena keeps free */
     char inbox[INBOX_MAX]; /* what is sent to "{inbox}…" comes back to us; ends with ".c." */
     size_t inbox_len;
     bool pulls;            /* there is one more, which ends with ".p.": JetStream answers there, and sends what was asked for */
@@ -728,6 +730,7 @@ struct conn {
         bool blocked;      /* the socket takes no more: wait for POLLOUT */
         bool echoed;       /* what conn_ask_echo() sent has come back */
         bool more;         /* there is input that poll does not see: TLS had read ahead */
+        struct guard guard;/* looks over what the server says before nats.c parses it */
         const char *broken;/* why the loop wants it closed */
     } io;
 };
@@ -842,11 +845,16 @@ static natsStatus set_options(struct conn *c, natsOptions *opts, const char *url
         ?: set_tls_options(c->settings, opts, url);
 }
 
+/* nats.c begins its words with its file and line. */
+static const char *without_place(const char *text) {
+    const char *place = text && *text == '(' ? strstr(text, "): ") : NULL;
+    return place ? place + 3 : text;
+}
+
 /* Why an attempt failed, in nats.c's words. */
 static const char *connect_words(natsStatus s) {
-    const char *text = nats_GetLastError(NULL), *place = text && *text == '(' ? strstr(text, "): ") : NULL;
+    const char *text = without_place(nats_GetLastError(NULL));
     if (s == NATS_NO_SERVER) return "the name does not resolve, or nobody answers there";
-    if (place) text = place + 3; /* nats.c begins with its file and line */
     return text && *text ? text : natsStatus_GetText(s);
 }
 
@@ -926,6 +934,26 @@ static void conn_start(struct conn *c) {
     conn_connect(c);
 }
 
+/* Whether a large message may come; see deps/guard.h. Those of the lattice go before. */
+static bool takes_message(void *user, size_t bytes) {
+    return bytes <= BLOCK_MAX && (((struct conn *)user)->vital || arena_spares(2 * bytes, 0));
+}
+
+/* Reads what has come. If the connection ends so, what nats.c says of it on this thread tells more than what it keeps. */
+static void conn_read(struct conn *c) {
+    natsStatus s = NATS_OK;
+    const char *text = NULL;
+    guard_watch(&c->io.guard);
+    natsConnection_ProcessReadEvent(c->nc);
+    guard_watch(NULL);
+    if (c->io.guard.wrong) c->io.broken = c->io.guard.wrong;
+    c->io.heard_ms = now;
+    c->io.more = !atomic_load(&c->closed) && tls_has_input(c->fd);
+    if (!atomic_load(&c->closed) || natsConnection_GetLastError(c->nc, &text) != NATS_IO_ERROR) return;
+    text = without_place(nats_GetLastError(&s));
+    if (s == NATS_IO_ERROR && text) (void)snprintf(c->trouble, sizeof(c->trouble), "%s", text);
+}
+
 /* Every message of a connection comes through here, and is gone when this returns. */
 static void on_filter(natsConnection *nc, natsMsg **msg, void *user) {
     struct conn *c = user;
@@ -954,6 +982,8 @@ static void conn_close(struct conn *c) {
     (void)shutdown(c->fd, SHUT_RDWR);
     if (natsConnection_Buffered(c->nc) > 0) natsConnection_ProcessWriteEvent(c->nc);
     natsConnection_Close(c->nc);
+    if (!c->io.broken) c->io.broken = "closed"; /* no message counts from here on */
+    guard_end(&c->io.guard, c->nc);
     conn_unsubscribe(c, true);
     natsConnection_Destroy(c->nc);
     natsConnection_ProcessCloseEvent(&c->fd);
@@ -969,6 +999,7 @@ static bool conn_subscribe(struct conn *c, const char *subject, const char *queu
                              : natsConnection_SubscribeSync(&net.subs[i].sub, c->nc, subject);
         if (s != NATS_OK) {
             say(&c->topic, LEVEL_ERROR, "cannot subscribe to %s: %s", subject, natsStatus_GetText(s));
+            c->io.broken = "it could not subscribe"; /* else it would stand, and hear nothing for ever */
             return false;
         }
         net.subs[i].of = c;
@@ -983,6 +1014,7 @@ static void conn_came_up(struct conn *c) {
     memset(&c->io, 0, sizeof(c->io));
     c->io.up_ms = c->io.heard_ms = now;
     c->io.capacity = IO_BUFFER;
+    c->io.guard = (struct guard){.takes = takes_message, .user = c};
     c->trouble[0] = 0;
     net.up++;
     natsConn_setFilterWithClosure(c->nc, on_filter, c);
@@ -997,7 +1029,8 @@ static void conn_came_up(struct conn *c) {
 static void conn_went_down(struct conn *c) {
     const char *text = NULL;
     (void)natsConnection_GetLastError(c->nc, &text);
-    (void)snprintf(c->trouble, sizeof(c->trouble), "%s", c->io.broken ? c->io.broken : text && *text ? text : "the server closed it");
+    if (c->io.broken || !*c->trouble) /* else conn_read() has said it */
+        (void)snprintf(c->trouble, sizeof(c->trouble), "%s", c->io.broken ? c->io.broken : text && *text ? text : "the server closed it");
     conn_close(c);
     if (now - c->io.up_ms >= RETRY_MAX_MS / 3) c->failures = 0;
     say(&c->topic, LEVEL_WARN, "connection lost: %s", c->trouble);
@@ -2892,13 +2925,10 @@ static void wait_for(struct pollfd *fds, nfds_t count, int ms) {
     if (fds[0].revents && read(fds[0].fd, &ignored, sizeof(ignored)) < 0 && errno != EAGAIN) die("eventfd: %s", strerror(errno));
 }
 
-static void conn_read(struct conn *c, const struct pollfd *p) {
+static void conn_attend(struct conn *c, const struct pollfd *p) {
     if (c->state != CONN_UP) return; /* what another said has ended it */
     if (p->revents & (POLLOUT | POLLERR | POLLHUP)) c->io.blocked = false;
-    if (!(p->revents & (POLLIN | POLLERR | POLLHUP)) && !(p->events & POLLIN && c->io.more)) return;
-    c->io.heard_ms = now;
-    natsConnection_ProcessReadEvent(c->nc);
-    c->io.more = !atomic_load(&c->closed) && tls_has_input(c->fd);
+    if ((p->revents & (POLLIN | POLLERR | POLLHUP)) || (p->events & POLLIN && c->io.more)) conn_read(c);
 }
 
 /* What to wait for on a connection. */
@@ -2921,7 +2951,7 @@ static void wait_and_read(void) {
         fds[count++] = conn_events(c, read);
     }
     wait_for(fds, count, sleep_ms(more));
-    for (nfds_t i = 1; i < count; i++) conn_read(conns[i], &fds[i]);
+    for (nfds_t i = 1; i < count; i++) conn_attend(conns[i], &fds[i]);
 }
 
 static void tick(pid_t parent) {
@@ -3184,6 +3214,7 @@ static void start_lattice(json_t *settings) {
     lattice.topic.kind = "lattice";
     lattice.settings = settings;
     lattice.write_max = 2 * PARAMS_MAX;
+    lattice.vital = true;
     lattice.on_up = on_lattice_up;
     lattice.on_message = on_lattice_message;
     (void)snprintf(lattice.topic.name, sizeof(lattice.topic.name), "%s", self.lattice);

@@ -9,7 +9,7 @@ set -uo pipefail
 cd "$(dirname "$0")/.."
 export LC_ALL=C.UTF-8
 
-shipped=(provider.c deps/tls.c)
+shipped=(provider.c deps/tls.c deps/guard.c)
 others=(devel/load.c devel/glibc_compat.c devel/unit.c)
 below=10
 passed=0 failed=0
