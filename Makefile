@@ -1,6 +1,8 @@
 # make                 build/$(ARCH)/provider: static, stripped, reproducible
 # make ARCH=arm64      the same for another machine (Debian's names: amd64, arm64)
 # make SAN=1           build/san/provider: AddressSanitizer and UBSan, dynamic, without the arena
+# make TINY=1          build/tiny/provider: an arena so small that it is often full, for tests of that
+# make FAILING=1       build/failing/provider: the sanitizer build on a malloc that fails at random, for tests of that
 # make unit            build/unit: the unit tests
 # make check           static checks, and the complexity of functions
 # make fuzz            fuzzes each target of devel/fuzz for SECONDS=60, or only TARGETS='links host' (needs clang and libclang-rt-dev)
@@ -40,7 +42,7 @@ OPTIMISED := -O2 -ffunction-sections -fdata-sections -ffile-prefix-map=$(CURDIR)
 LINKED := -static-pie -Wl,-z,relro,-z,now,-z,noexecstack,-z,pack-relative-relocs,--gc-sections,--build-id=none $(GUARDED)
 IN_SYSROOT = --sysroot=$(SYSROOT) -B$(SYSROOT)/usr/lib/$(TRIPLET) -L$(SYSROOT)/usr/lib/$(TRIPLET) -isystem $(SYSROOT)/usr/include/$(TRIPLET) -isystem $(SYSROOT)/usr/include
 
-all: $(if $(SAN),build/san/provider,build/$(ARCH)/provider)
+all: build/$(or $(if $(SAN),san),$(if $(TINY),tiny),$(if $(FAILING),failing),$(ARCH))/provider
 
 deps/sysroot/$(ARCH)/.complete:
 	deps/sysroot.sh $(ARCH) $(SYSROOT)
@@ -68,6 +70,18 @@ build/include: | $(LIBRARIES_READY)
 build/san/provider: $(SOURCES) $(HEADERS) devel/glibc_compat.c | build/include
 	@mkdir -p $(@D)
 	$(CC) $(STANDARD) $(SANITIZED) $(CFLAGS) -isystem build/include $(SOURCES) devel/glibc_compat.c $(GUARDED) $(SAN_LIBRARIES) -lpthread -o $@
+
+# Limits in proportion to the arena, which is full long before all of them are reached.
+TINY_LIMITS := -DARENA_BYTES=2621440 -DMESSAGE_MAX=131072 -DHOST_DATA_MAX=131072 -DHELD_MAX=917504 -DARENA_IN_TRANSIT=294912 \
+	-DLINKS_MAX=16 -DCALLS_MAX=512 -DARENA_PER_LINK=40960 -DIO_BUFFER=16384
+build/tiny/provider: $(SOURCES) $(HEADERS) | $(LIBRARIES_READY)
+	@mkdir -p $(@D)
+	$(CC) $(STANDARD) $(HARDENED) $(OPTIMISED) $(TINY_LIMITS) $(CFLAGS) $(IN_SYSROOT) $(SOURCES) $(LINKED) $(LIBRARIES) -o $@
+
+build/failing/provider: $(SOURCES) $(HEADERS) devel/glibc_compat.c devel/failing_malloc.c | build/include
+	@mkdir -p $(@D)
+	$(CC) $(STANDARD) $(SANITIZED) $(CFLAGS) -isystem build/include $(SOURCES) devel/glibc_compat.c devel/failing_malloc.c \
+		-Wl,--wrap=malloc,--wrap=calloc,--wrap=realloc $(SAN_LIBRARIES) -lpthread -o $@
 
 # compiled twice: on the system's malloc for the sanitizers, and once more for the arena alone, under other names
 UNIT = $(CC) $(STANDARD) -g -O1 -fsanitize=address,undefined -fno-sanitize-recover=undefined $(CFLAGS) -I. -isystem build/include

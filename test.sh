@@ -121,6 +121,8 @@ everything() {
   build
   build build/load
   static_checks
+  build TINY=1
+  build FAILING=1
   unit_tests
   black_box "black-box tests" "$PWD/build/$native/provider"
   build SAN=1
@@ -148,6 +150,8 @@ python_packages all
 if [ $# -gt 0 ]; then
   build
   build build/load
+  build TINY=1
+  build FAILING=1
   black_box "black-box tests: $*" "$PWD/build/$native/provider" "$@"
 else
   everything

@@ -71,7 +71,7 @@ class Provider:
         self.news = asyncio.Condition()
 
     @classmethod
-    async def start(cls, host_data, env=None, prefix=()):
+    async def start(cls, host_data, env=None, prefix=(), binary=PROVIDER):
         """Starts it as a host does: one line of base64 with CR LF, the pipe closed at once, an almost empty environment.
 
         host_data is the JSON value, or bytes to be written as they are.
@@ -79,7 +79,7 @@ class Provider:
         self = cls()
         line = host_data if isinstance(host_data, bytes) else base64.b64encode(json.dumps(host_data).encode()) + b"\r\n"
         self.process = await asyncio.create_subprocess_exec(
-            *prefix, *RUN, PROVIDER, env=environment(env),
+            *prefix, *RUN, binary, env=environment(env),
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE, limit=2**22)
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             self.process.stdin.write(line)
@@ -612,10 +612,10 @@ class World:
         self.clients.append(nc)
         return nc
 
-    async def start(self, *links, env=None, ready=True, prefix=(), **host_data):
+    async def start(self, *links, env=None, ready=True, prefix=(), binary=PROVIDER, **host_data):
         """Starts a provider with these links in its host data; ready: and waits until all of them are connected."""
         data = {**self.host.data, "link_definitions": list(links), **host_data}
-        provider = await Provider.start(data, env, prefix)
+        provider = await Provider.start(data, env, prefix, binary)
         self.providers.append(provider)
         self.provider = self.provider or provider
         if ready:

@@ -116,7 +116,7 @@ class Relay(Listener):
 # ---------------------------------------------------------------- the protocol, checked byte by byte
 
 SUBJECT = rb"[^\s.\x00-\x20\x7f]+(?:\.[^\s.\x00-\x20\x7f]+)*"
-LINES = re.compile(rb"(?:CONNECT \{.*\}|PING|PONG|SUB " + SUBJECT + rb"(?: [^\s]+)? +\d+|UNSUB \d+(?: \d+)?)\r\n")
+LINES = re.compile(rb"(?:CONNECT \{.*\}|PING|PONG|SUB " + SUBJECT + rb"(?: [^\s]+)? +\d+|UNSUB \d+ ?\d*)\r\n")
 PUBLISH = re.compile(rb"(?:PUB (" + SUBJECT + rb") (?:(" + SUBJECT + rb") )?(\d+)|HPUB (" + SUBJECT + rb") (?:(" + SUBJECT + rb") )?(\d+) (\d+))\r\n")
 
 

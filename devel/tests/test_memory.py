@@ -1,0 +1,321 @@
+"""Memory that is short in every place: errors in words, at most a connection that comes back, and never a byte of a body that
+is read as a command. Three binaries: the release, one with a tiny arena (make TINY=1), and one whose malloc fails at random
+(make FAILING=1). Between them and their servers stand relays that hold every byte against the protocol."""
+import asyncio
+import os
+import random
+import re
+import signal
+import ssl
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+import wire
+from lattice import HERE, PROVIDER, flush, until
+from peers import Checker, Peer, greet, hold, say
+from servers import SLOW, tls_block
+
+BUILD = HERE.parent.parent / "build"
+TINY, FAILING = str(BUILD / "tiny/provider"), str(BUILD / "failing/provider")
+MEGABYTE, TINY_MAX = 1048576, 131072
+EVIL = b"\r\nPUB evil 0\r\n\r\n"
+pytestmark = pytest.mark.release  # each test brings its own binary
+
+
+def evil_body(size, shift=0):
+    """A body that is commands, wherever it is cut."""
+    text = EVIL * (size // len(EVIL) + 2)
+    return text[shift % len(EVIL):][:size]
+
+
+def own(binary):
+    assert Path(binary).exists(), f"{binary} is missing: make {'TINY' if binary == TINY else 'FAILING'}=1"
+    return binary
+
+
+@pytest_asyncio.fixture
+async def checked(servers, worlds):
+    """A lattice and a link's server, each behind a relay that checks what the provider writes. In both somebody listens on
+    `evil`, and must not hear a word."""
+    lattice_server, far = servers(), servers()
+    world = await worlds(lattice_server)
+    world.far, world.relays = far, [await Checker(s.address).open() for s in (lattice_server, far)]
+    world.lattice_url, world.far_url = [relay.url for relay in world.relays]
+    world.outside = await world.client(far)
+    heard = [await world.listen("evil"), await world.listen("evil", nc=world.outside)]
+    yield world
+    for provider in world.providers:
+        await provider.stop()
+    for relay in world.relays:
+        await relay.close()
+        relay.check(["evil"])
+    assert not any(h.pending_msgs for h in heard)
+    assert all(relay.published() for relay in world.relays), "nothing went through the relays"
+
+
+async def answered(world, calls, timeout=12 * SLOW):
+    """How each of these calls ended: "ok", "failed", or its words. None may be left without an end, unless the lattice's
+    connection was lost, and with it an answer."""
+    async def end(call):
+        try:
+            await call.finish(timeout)
+        except AssertionError:
+            if not any("lattice" in line for line in lost(world.provider)):
+                raise
+            return "no end"
+        return "ok" if call.ok else "failed" if call.failed else call.value
+    return await asyncio.gather(*(end(call) for call in calls))
+
+
+def in_words(outcomes):
+    for words in set(outcomes) - {"ok", "failed", "no end"}:
+        assert re.search("payload|memory|full|too many|too large|slow|connection|responders|timed out|room|took no bytes", words), words
+    return {words: outcomes.count(words) for words in set(outcomes)}
+
+
+def lost(provider):
+    """The connections that were lost, with the times."""
+    return [line for line in provider.lines if "connection lost" in line]
+
+
+# ---------------------------------------------------------------- 256 calls with bodies of 1 MB
+
+@pytest.mark.parametrize("function", ["publish", "request"])
+async def test_256_large_calls(checked, function):
+    """256 calls in flight with bodies of 1 MB: each is answered, with what it asked for or in words; memory stays within what
+    --version says; afterwards every such call works."""
+    world = checked
+    provider = await world.start(world.host.consumer_link(url=world.far_url), lattice_rpc_url=world.lattice_url)
+    await world.respond("svc", lambda data: data, nc=world.outside)
+    echo = await world.component(serve=False)
+
+    def params(i):
+        body = evil_body(MEGABYTE - 1000, i)
+        return wire.broker_message("out", body) if function == "publish" else wire.request_params("svc", body, 30000)
+    calls = [await echo.start(function, params(i)) for i in range(256)]
+    outcomes = await answered(world, calls)
+    print(f"{function}: {in_words(outcomes)}, {provider.status('VmHWM')} kB resident at most, lost: {lost(provider)}")
+    assert outcomes.count("ok") >= 1 and "failed" not in outcomes
+    assert not lost(provider)
+    assert provider.status("VmHWM") < 24 * 1024
+    for i in range(3):
+        await world.host.healthy()
+        call = await echo.call(function, params(i))
+        assert call.ok, call
+
+
+async def test_messages_that_stop_in_the_middle(checked):
+    """24 servers that each send most of a message of 1 MB, and no more: it costs some of their connections, and never the
+    lattice's; large calls over another link are answered, and orders of the host are heard."""
+    world = checked
+    provider = await world.start(world.host.consumer_link("good", url=world.far_url), lattice_rpc_url=world.lattice_url)
+    sent = []
+
+    async def script(peer, reader, writer):
+        sid, _ = await greet(reader, writer)
+        await say(writer, b"MSG in %s 1000000\r\n" % sid + evil_body(900000))
+        sent.append(peer)
+        await hold(reader)
+    peers = [await Peer(script).open() for _ in range(24)]
+    try:
+        await world.host.put(*(world.host.handler_link(f"bad{i}", name=f"bad{i}", url=peer.url, subscriptions="in") for i, peer in enumerate(peers)))
+        await until(lambda: len(sent) >= 24, "all have sent their part")
+        good = await world.component("good", serve=False)
+        calls = [await good.start("publish", wire.broker_message("out", evil_body(MEGABYTE - 1000))) for _ in range(8)]
+        print(in_words(await answered(world, calls)))
+        await world.host.health()
+        print("\n".join(lost(provider)))
+        assert not any(" lattice " in line for line in lost(provider)), "the lattice was lost"
+    finally:
+        for peer in peers:
+            await peer.close()
+    assert (await good.publish("out", evil_body(MEGABYTE - 1000))).ok
+
+
+# ---------------------------------------------------------------- a tiny arena
+
+def big_and_small(rng):
+    return rng.choice([0, 100, 4000, 30000, TINY_MAX - 3000, TINY_MAX, TINY_MAX + 1, 3 * TINY_MAX])
+
+
+async def pressure(world, component, rng, count):
+    """Calls of both functions in every size, and messages from outside, all at once. Gives how the calls ended."""
+    calls = []
+    for i in range(count):
+        body = evil_body(big_and_small(rng), i)
+        if i % 3 == 0:
+            await world.outside.publish("in", body[:2 * TINY_MAX], reply="nobody.listens")
+        elif i % 3 == 1:
+            calls.append(await component.start("publish", wire.broker_message("out", body)))
+        else:
+            calls.append(await component.start("request", wire.request_params("svc", body, 3000)))
+    return await answered(world, calls)
+
+
+async def recovers(world, component):
+    """Healthy again, and each flow works, with a body of the largest size."""
+    await world.host.healthy(60 * SLOW)
+    body = evil_body(TINY_MAX - 4000)
+
+    async def publishes():
+        call = await component.publish("out", body)
+        assert call.ok or in_words([call.value]), call
+        return call.ok
+
+    async def requests():
+        call = await component.request("svc", body, 3000)
+        return call.ok and call.value.body == body
+    await until(publishes, "a large publish", 30 * SLOW)
+    await until(requests, "a large request", 30 * SLOW)
+    await until(lambda: world.far.subscribers("in"), "subscribed", 30 * SLOW)
+
+    async def handles():  # the first may find the backlog full of what came before
+        await world.outside.publish("in", b"the last")
+        while not component.received.empty():
+            if component.received.get_nowait().body == b"the last":
+                return True
+    await until(handles, "a message handled", 30 * SLOW)
+
+
+async def start_tiny(world, *links, binary=TINY, **how):
+    await world.respond("svc", lambda data: data, nc=world.outside)
+    provider = await world.start(world.host.consumer_link(url=world.far_url), world.host.handler_link(name="in", url=world.far_url, subscriptions="in"),
+                                 *links, binary=own(binary), lattice_rpc_url=world.lattice_url, **how)
+    await until(lambda: world.far.subscribers("in"), "subscribed")
+    return provider, await world.component()
+
+
+async def test_tiny_arena_both_directions(checked):
+    """Large bodies from and to a component, in 90 calls at once: every call ends, and no connection is lost."""
+    world = checked
+    provider, echo = await start_tiny(world)
+    for seed in range(3):
+        outcomes = await pressure(world, echo, random.Random(seed), 90)
+        print(in_words(outcomes))
+    await recovers(world, echo)
+    print(lost(provider))
+    assert len(lost(provider)) <= 3
+
+
+async def test_tiny_arena_with_a_component_that_does_nothing(checked):
+    """A backlog that fills what there is, while others call: messages are dropped in words, calls are answered."""
+    world = checked
+    provider, echo = await start_tiny(world, world.host.handler_link("stuck", name="stuck", url=world.far_url, subscriptions="stuck", handler_timeout_ms="4000"))
+    await world.component("stuck", by_hand=True)
+    for i in range(300):
+        await world.outside.publish("stuck", evil_body(20000, i))
+    await flush(world.outside)
+    await provider.wait_log("stuck.*dropped")
+    print(in_words(await pressure(world, echo, random.Random(1), 60)))
+    await recovers(world, echo)
+    assert len(lost(provider)) <= 3, lost(provider)
+
+
+async def test_tiny_arena_flood_of_small_messages(checked):
+    """50,000 small messages, and calls between them."""
+    world = checked
+    provider, echo = await start_tiny(world)
+    for i in range(50):
+        for _ in range(1000):
+            await world.outside.publish("in", EVIL * 8)
+        if i % 10 == 0:
+            print(in_words(await pressure(world, echo, random.Random(i), 12)))
+    await recovers(world, echo)
+    assert not lost(provider), lost(provider)
+
+
+async def test_tiny_arena_parameters_that_never_come_whole(checked):
+    """Beginnings of large calls fill the share of their link; another link's calls go through."""
+    world = checked
+    provider, echo = await start_tiny(world, world.host.consumer_link("other", url=world.far_url))
+    other = await world.component("other", serve=False)
+    params = wire.broker_message("out", evil_body(TINY_MAX - 3000))
+    halves = [await echo.start("publish", params, first=60000) for _ in range(60)]
+    for call in halves:
+        await call.handshake()
+    assert (await other.publish("out", evil_body(50000))).ok
+    print(in_words(await answered(world, halves)))
+    await recovers(world, echo)
+    assert not lost(provider), lost(provider)
+
+
+async def test_tiny_arena_links_with_tls(checked, servers, authority):
+    """More TLS links than the arena holds: those that find no memory say so, and connect when others go; nobody else suffers."""
+    world = checked
+    secure = servers(tls_block(*authority.issue("tiny")))
+    provider, echo = await start_tiny(world)
+    links = [world.host.consumer_link(f"tls{i}", url="tls://" + secure.address, tls_ca=authority.ca * 4) for i in range(14)]
+    await world.host.put(*links)
+    outcomes = await pressure(world, echo, random.Random(7), 60)
+    print(in_words(outcomes))
+    words = (await world.host.health()).get("message", "")
+    print("health:", words, lost(provider))
+    for link in links[3:]:
+        await world.host.delete(link)
+    await recovers(world, echo)
+    for i in range(3):
+        call = await (await world.component(f"tls{i}", serve=False)).publish("out", evil_body(30000))
+        assert call.ok, call
+    for line in provider.log("cannot connect"):
+        assert re.search("memory", line, re.I), line
+
+
+@pytest.mark.long
+async def test_tiny_arena_for_long(checked):
+    """The same at random, 40 rounds."""
+    world = checked
+    seed = int(os.environ.get("SEED", random.randrange(2**32)))
+    print("SEED", seed)
+    rng = random.Random(seed)
+    provider, echo = await start_tiny(world)
+    for _ in range(40):
+        print(in_words(await pressure(world, echo, rng, 90)))
+    await recovers(world, echo)
+    print(lost(provider))
+
+
+# ---------------------------------------------------------------- a malloc that fails
+
+async def fail_at_random(world, every, seed, rounds):
+    provider, echo = await start_tiny(world, binary=FAILING, env={"FAIL_EVERY": str(every), "FAIL_SEED": str(seed)})
+    tasks = []
+    for round in range(rounds):
+        provider.process.send_signal(signal.SIGUSR1)  # from here on it fails
+        calls = []
+        for i in range(60):
+            body = evil_body(random.Random(i).choice([0, 100, 20000, 200000]), i)
+            if i % 3 == 0:
+                await world.outside.publish("in", body)
+            elif i % 3 == 1:
+                calls.append(await echo.start("publish", wire.broker_message("out", body)))
+            else:
+                calls.append(await echo.start("request", wire.request_params("svc", body, 1000)))
+        await world.host.put(world.host.consumer_link(f"late{round}", url=world.far_url))
+        await flush(world.nc)
+        tasks = [asyncio.create_task(call.finish(4 * SLOW)) for call in calls]
+        done, _ = await asyncio.wait(tasks, timeout=2 * SLOW)
+        provider.process.send_signal(signal.SIGUSR1)  # and now no longer
+        for task in tasks:
+            task.cancel()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        print(f"round {round}: {len(done)} of {len(calls)} ended, {sum(not isinstance(r, BaseException) and bool(r.ok) for r in results)} ok")
+        assert provider.running, "\n".join(provider.lines[-60:])
+        await world.host.healthy(60 * SLOW)
+    await recovers(world, echo)
+    return provider
+
+
+@pytest.mark.parametrize("every", [1000, 100, 20])
+async def test_malloc_that_fails(checked, every):
+    """One allocation in so many fails: what suffers is a call or a connection, and all is well when memory is there again."""
+    await fail_at_random(checked, every, seed=every, rounds=2)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("every", [3, 10, 50, 300])
+async def test_malloc_that_fails_for_long(checked, every):
+    seed = int(os.environ.get("SEED", random.randrange(2**32)))
+    print("SEED", seed)
+    await fail_at_random(checked, every, seed, rounds=15)
