@@ -98,6 +98,9 @@ static const char *error_words(int rc)
         {MBEDTLS_ERR_SSL_BAD_CERTIFICATE, "the server's certificate cannot be read"},
         {MBEDTLS_ERR_SSL_UNEXPECTED_MESSAGE, "the server broke the TLS protocol"},
         {MBEDTLS_ERR_SSL_DECODE_ERROR, "the server broke the TLS protocol"},
+        {MBEDTLS_ERR_SSL_ILLEGAL_PARAMETER, "the server broke the TLS protocol"},
+        {MBEDTLS_ERR_SSL_BAD_INPUT_DATA, "the server broke the TLS protocol"},
+        {MBEDTLS_ERR_SSL_INVALID_MAC, "a TLS record was changed on its way"},
         {MBEDTLS_ERR_SSL_ALLOC_FAILED, "out of memory"},
         {MBEDTLS_ERR_X509_ALLOC_FAILED, "out of memory"},
     };

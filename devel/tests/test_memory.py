@@ -6,14 +6,13 @@ import os
 import random
 import re
 import signal
-import ssl
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
 
 import wire
-from lattice import HERE, PROVIDER, flush, until
+from lattice import HERE, flush, until
 from peers import Checker, Peer, greet, hold, say
 from servers import SLOW, tls_block
 
