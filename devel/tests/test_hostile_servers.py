@@ -216,8 +216,8 @@ async def test_split_message_with_a_long_subject(started, peers, length):
         await say(writer, b"half\r\n" + message(b"last", sid, b"0") + b"\r\n")
         await hold(reader)
     bad = await peers(once(hostile))
-    await world.host.put(world.host.handler_link("bad", url=bad_url(bad), subscriptions="in,last"))
     component = await world.component("bad")
+    await world.host.put(world.host.handler_link("bad", url=bad_url(bad), subscriptions="in,last"))
     await provider.wait_log("link .* -> bad .*connected")
     await others_work(world)  # the loop has been round: the first half is read
     half.set()
@@ -263,8 +263,8 @@ async def test_midstream_that_is_borne(started, peers, make):
         flood = asyncio.create_task(say(writer, make(sid, inbox) + message(b"last", sid, b"4") + b"last\r\n"))
         await asyncio.gather(hold(reader), flood)
     bad = await peers(once(hostile))
-    await world.host.put(world.host.handler_link("bad", url=bad_url(bad), subscriptions="in,last"))
     component = await world.component("bad")
+    await world.host.put(world.host.handler_link("bad", url=bad_url(bad), subscriptions="in,last"))
     while (await component.next(20 * SLOW)).body != b"last":
         pass
     await others_work(world)

@@ -130,7 +130,37 @@ async def test_messages_that_stop_in_the_middle(checked):
     finally:
         for peer in peers:
             await peer.close()
-    assert (await good.publish("out", evil_body(MEGABYTE - 1000))).ok
+
+    async def publishes():
+        return (await good.publish("out", evil_body(MEGABYTE - 1000))).ok
+    await until(publishes, "a large publish, now that they are gone", 30 * SLOW)
+
+
+async def test_messages_cut_off_leave_no_memory(world):
+    """30 connections that break in the middle of a message of 1 MB, on three links: what came of it is given back, and large
+    calls work as before."""
+    provider = await world.start(world.host.consumer_link("good"))
+    good = await world.component("good", serve=False)
+    assert (await good.publish(world.s("out"), b"x" * (MEGABYTE - 1000))).ok
+
+    async def script(peer, reader, writer):
+        sid, _ = await greet(reader, writer)
+        if peer.accepted <= 1:
+            await say(writer, b"MSG in %s 1000000\r\n" % sid + b"x" * 900000)
+        else:
+            await hold(reader)
+    for i in range(10):
+        peers = [await Peer(script).open() for _ in range(3)]
+        links = [world.host.handler_link(f"bad{n}", name=f"bad{n}", url=peer.url, subscriptions="in") for n, peer in enumerate(peers)]
+        await world.host.put(*links)
+        await until(lambda: all(peer.accepted >= 2 for peer in peers), "each came back")
+        await world.host.healthy()
+        for link in links:
+            await world.host.delete(link)
+        for peer in peers:
+            await peer.close()
+    assert (await good.publish(world.s("out"), b"x" * (MEGABYTE - 1000))).ok
+    assert provider.status("VmRSS") < 16000, "30 MB came and were cut off"
 
 
 # ---------------------------------------------------------------- a tiny arena
