@@ -1,6 +1,10 @@
 /* A malloc that fails now and then, for `make FAILING=1`: of the calls of the provider and of its libraries one in
  * FAIL_EVERY (environment) fails, at random from FAIL_SEED, between one SIGUSR1 and the next. The linker puts it in
- * their way (--wrap), so neither the provider nor the libraries know of it. */
+ * their way (--wrap), so neither the provider nor the libraries know of it.
+ *
+ * Blocks below FAIL_FROM bytes never fail, since nats.c 3.10.1 ends the process when a new connection gets no memory
+ * for its mutexes (natsConn_create) or a new subscription none for itself (natsConn_subscribeImpl): each releases what it
+ * has not got. An arena that is short refuses large blocks first. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <signal.h>
@@ -15,6 +19,8 @@ void *__real_realloc(void *p, size_t size);
 void *__wrap_malloc(size_t size);
 void *__wrap_calloc(size_t count, size_t size);
 void *__wrap_realloc(void *p, size_t size);
+
+enum { FAIL_FROM = 512 };
 
 static atomic_bool failing;
 static atomic_ullong calls;
@@ -36,9 +42,9 @@ __attribute__((constructor)) static void start(void)
 }
 
 /* splitmix64 of a count, so that threads need no lock. */
-static bool fails(void)
+static bool fails(size_t size)
 {
-    if (!atomic_load(&failing)) return false;
+    if (size < FAIL_FROM || !atomic_load(&failing)) return false;
     unsigned long long z = seed + atomic_fetch_add(&calls, 1) * 0x9e3779b97f4a7c15;
     z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9;
     z = (z ^ z >> 27) * 0x94d049bb133111eb;
@@ -47,6 +53,6 @@ static bool fails(void)
     return true;
 }
 
-void *__wrap_malloc(size_t size) { return fails() ? NULL : __real_malloc(size); }
-void *__wrap_calloc(size_t count, size_t size) { return fails() ? NULL : __real_calloc(count, size); }
-void *__wrap_realloc(void *p, size_t size) { return fails() ? NULL : __real_realloc(p, size); }
+void *__wrap_malloc(size_t size) { return fails(size) ? NULL : __real_malloc(size); }
+void *__wrap_calloc(size_t count, size_t size) { return fails(count * size) ? NULL : __real_calloc(count, size); }
+void *__wrap_realloc(void *p, size_t size) { return fails(size) ? NULL : __real_realloc(p, size); }
