@@ -81,7 +81,7 @@ build/tiny/provider: $(SOURCES) $(HEADERS) | $(LIBRARIES_READY)
 build/failing/provider: $(SOURCES) $(HEADERS) devel/glibc_compat.c devel/failing_malloc.c | build/include
 	@mkdir -p $(@D)
 	$(CC) $(STANDARD) $(SANITIZED) $(CFLAGS) -isystem build/include $(SOURCES) devel/glibc_compat.c devel/failing_malloc.c \
-		-Wl,--wrap=malloc,--wrap=calloc,--wrap=realloc $(SAN_LIBRARIES) -lpthread -o $@
+		$(GUARDED),--wrap=malloc,--wrap=calloc,--wrap=realloc $(SAN_LIBRARIES) -lpthread -o $@
 
 # compiled twice: on the system's malloc for the sanitizers, and once more for the arena alone, under other names
 UNIT = $(CC) $(STANDARD) -g -O1 -fsanitize=address,undefined -fno-sanitize-recover=undefined $(CFLAGS) -I. -isystem build/include

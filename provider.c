@@ -247,16 +247,17 @@ void *realloc(void *p, size_t size) {
 
 size_t malloc_usable_size(void *p) { return p ? block_of(p)->size : 0; }
 
-/* Whether a library may take this many bytes without touching what links to come and large messages count on. */
-static bool arena_spares(size_t bytes, unsigned links_to_come) {
+/* Whether a library may take this many bytes, the largest block of them so large, without touching what links to come and
+ * large messages count on. */
+static bool arena_spares(size_t bytes, size_t block, unsigned links_to_come) {
     pthread_mutex_lock(&arena.lock);
-    bool spares = arena.in_use + bytes + ARENA_IN_TRANSIT + links_to_come * (size_t)ARENA_PER_LINK <= ARENA_BYTES && block_find(bytes);
+    bool spares = arena.in_use + bytes + ARENA_IN_TRANSIT + links_to_come * (size_t)ARENA_PER_LINK <= ARENA_BYTES && block_find(block);
     pthread_mutex_unlock(&arena.lock);
     return spares;
 }
 #else
 size_t malloc_usable_size(void *p);
-static bool arena_spares(size_t bytes, unsigned links_to_come) { return bytes + links_to_come > 0; }
+static bool arena_spares(size_t bytes, size_t block, unsigned links_to_come) { return bytes + block + links_to_come > 0; }
 #endif
 
 /* jansson's free: configuration holds secrets, and all of it passes here. */
@@ -936,7 +937,7 @@ static void conn_start(struct conn *c) {
 
 /* Whether a large message may come; see deps/guard.h. Those of the lattice go before. */
 static bool takes_message(void *user, size_t bytes) {
-    return bytes <= BLOCK_MAX && (((struct conn *)user)->vital || arena_spares(2 * bytes, 0));
+    return bytes <= BLOCK_MAX && (((struct conn *)user)->vital || arena_spares(2 * bytes, bytes, 0));
 }
 
 /* Reads what has come. If the connection ends so, what nats.c says of it on this thread tells more than what it keeps. */
@@ -1079,7 +1080,7 @@ static bool conn_has_room(struct conn *c, size_t bytes) {
     size_t wanted = (size_t)MAX(natsConnection_Buffered(c->nc), 0) + bytes;
     if (wanted > c->write_max + (bytes < 4096 ? 64 * 1024 : 0)) return false; /* small answers get through for longer */
     if (wanted <= c->io.capacity) return true;
-    if (!arena_spares(wanted + wanted / 8, net.up > LINKS_MAX ? 0 : LINKS_MAX + 1 - net.up)) return false;
+    if (!arena_spares(wanted + wanted / 8, wanted + wanted / 8, net.up > LINKS_MAX ? 0 : LINKS_MAX + 1 - net.up)) return false;
     c->io.capacity = wanted + wanted / 10;
     return true;
 }

@@ -1,5 +1,5 @@
 /* A malloc that fails now and then, for `make FAILING=1`: of the calls of the provider and of its libraries one in
- * FAIL_EVERY (environment) fails, at random from FAIL_SEED, between one SIGUSR1 and the next. The linker puts it in
+ * FAIL_EVERY (environment) fails, at random from FAIL_SEED, between one SIGUSR2 and the next. The linker puts it in
  * their way (--wrap), so neither the provider nor the libraries know of it.
  *
  * Blocks below FAIL_FROM bytes never fail, since nats.c 3.10.1 ends the process when a new connection gets no memory
@@ -38,7 +38,7 @@ __attribute__((constructor)) static void start(void)
     if (e && atoll(e) > 0) every = (unsigned long long) atoll(e);
     if (s) seed = (unsigned long long) atoll(s);
     struct sigaction action = {.sa_handler = on_signal, .sa_flags = SA_RESTART};
-    (void) sigaction(SIGUSR1, &action, NULL);
+    (void) sigaction(SIGUSR2, &action, NULL);
 }
 
 /* splitmix64 of a count, so that threads need no lock. */

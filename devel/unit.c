@@ -129,7 +129,7 @@ void test_arena(void) {
     CHECK(arena_usable_size(small) == 32 && arena_realloc(small, 1 << 20) == small); /* grows in place */
     void *big = arena_malloc(BLOCK_MAX - (1 << 20));
     CHECK(big && !arena_realloc(big, BLOCK_MAX + 1) && arena_is_sound());
-    CHECK(arena_spares(1000, 0) && !arena_spares(1000, 10000) && !arena_spares(ARENA_BYTES, 0) && !arena_spares(SIZE_MAX / 2, 0));
+    CHECK(arena_spares(1000, 1000, 0) && !arena_spares(1000, 1000, 10000) && !arena_spares(ARENA_BYTES, 1, 0) && !arena_spares(SIZE_MAX / 2, 1, 0));
     arena_free(small);
     arena_free(big);
     arena_free(NULL);

@@ -195,6 +195,7 @@ async def recovers(world, component):
 
     async def requests():
         call = await component.request("svc", body, 3000)
+        print(call)
         return call.ok and call.value.body == body
     await until(publishes, "a large publish", 30 * SLOW)
     await until(requests, "a large request", 30 * SLOW)
@@ -311,7 +312,7 @@ async def fail_at_random(world, every, seed, rounds):
     provider, echo = await start_tiny(world, binary=FAILING, env={"FAIL_EVERY": str(every), "FAIL_SEED": str(seed)})
     tasks = []
     for round in range(rounds):
-        provider.process.send_signal(signal.SIGUSR1)  # from here on it fails
+        provider.process.send_signal(signal.SIGUSR2)  # from here on it fails
         calls = []
         for i in range(60):
             body = evil_body(random.Random(i).choice([0, 100, 20000, 200000]), i)
@@ -325,7 +326,7 @@ async def fail_at_random(world, every, seed, rounds):
         await flush(world.nc)
         tasks = [asyncio.create_task(call.finish(4 * SLOW)) for call in calls]
         done, _ = await asyncio.wait(tasks, timeout=2 * SLOW)
-        provider.process.send_signal(signal.SIGUSR1)  # and now no longer
+        provider.process.send_signal(signal.SIGUSR2)  # and now no longer
         for task in tasks:
             task.cancel()
         results = await asyncio.gather(*tasks, return_exceptions=True)
