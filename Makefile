@@ -5,7 +5,7 @@
 # make FAILING=1       build/failing/provider: the sanitizer build on a malloc that fails at random, for tests of that
 # make unit            build/unit: the unit tests
 # make check           static checks, and the complexity of functions
-# make fuzz            fuzzes each target of devel/fuzz for SECONDS=60, or only TARGETS='links host' (needs clang and libclang-rt-dev)
+# make fuzz            fuzzes each target of devel/fuzz for SECONDS=60, or only TARGETS='links host'; needs clang and libclang-rt-dev
 # make demo, make test what test.sh does
 # make clean           removes build/, not the libraries that were fetched
 # SYSROOT=DIR          takes the static libraries from there instead of fetching them

@@ -11,6 +11,14 @@
  */
 #define PROVIDER_WITHOUT_MAIN
 #define _GNU_SOURCE
+/* limits so small that an input of a few hundred bytes meets them */
+#define LINKS_MAX 6
+#define LINKS_LEAVING_MAX 2
+#define SUBSCRIPTIONS_MAX 16
+#define CALLS_MAX 48
+#define MESSAGE_MAX 16384
+#define HOST_DATA_MAX 16384
+#define HELD_MAX (96 * 1024)
 #include <nats/nats.h>
 #include <poll.h>
 #include <pthread.h>
@@ -133,6 +141,7 @@ static struct {
     uint64_t digest;                          /* of what went to links */
     bool lossy;                               /* the lattice was not all that it should be */
     size_t blocks;                            /* of JSON */
+    char error[256];                          /* what servers say */
     char words[1200];                         /* what was printed last */
 } world;
 
@@ -156,7 +165,7 @@ static struct server *server_of(const struct conn *c) {
 
 static int world_buffered(natsConnection *nc) { return nc ? ((struct server *)(void *)nc)->buffered : -1; } /* as nats.c */
 static int64_t world_max_payload(natsConnection *nc) { return ((struct server *)(void *)nc)->max_payload; }
-static natsStatus world_last_error(const char **text) { return *text = "it said \r\n so", NATS_ERR; }
+static natsStatus world_last_error(const char **text) { return *text = world.error, NATS_ERR; }
 
 static natsStatus world_write(natsConnection *nc) {
     struct server *s = (struct server *)(void *)nc;
@@ -177,13 +186,14 @@ static ssize_t world_read(void *out, size_t len) {
 /* A line of the log is one line, and nothing in it is a command to a terminal. */
 static ssize_t world_log(const void *line, size_t len) {
     const char *c = line;
-    MUST(len > 0 && c[len - 1] == '\n');
-    for (size_t i = 0; i + 1 < len; i++) MUST(c[i] >= ' ' && c[i] <= '~');
-    if (logger.json && *c == '{') {
-        json_t *json = json_loadb(c, len, 0, NULL);
-        MUST(json_object_size(json) == 4);
-        json_decref(json);
+    unsigned quotes = 0;
+    MUST(len > 2 && c[len - 1] == '\n');
+    for (size_t i = 0; i + 1 < len; i++) {
+        MUST(c[i] >= ' ' && c[i] <= '~');
+        quotes += c[i] == '"';
+        if (c[i] == '\\' && logger.json) i++;
     }
+    MUST(!logger.json || (quotes == 16 && c[0] == '{' && c[len - 2] == '}')); /* four pairs of strings */
     return (ssize_t)len;
 }
 
@@ -298,6 +308,7 @@ static json_t *defaults(void) { return json_pack("{s:s}", "cluster_uris", "nats:
 static void world_begin(void) {
     memset(&world, 0, sizeof(world));
     for (size_t i = 0; i < SERVERS; i++) world.servers[i].max_payload = 1 << 20;
+    (void)strcpy(world.error, "it said \r\n so");
     world.piece = SIZE_MAX;
     chance = 1;
     now = 100000;
@@ -704,7 +715,7 @@ static void fuzz_chunks(const uint8_t *data, size_t len) {
 
 /* One thing that happens to a provider with a handler link and two consumer links. */
 static void happen(struct link *handler, struct link *const consumers[2]) {
-    static const uint8_t big[256 * 1024];
+    static const uint8_t big[12000];
     static const char *const suffixes[] = {"", ".results", ".params", ".error", ".x"};
     unsigned op = take(), n = take();
     struct link *l = consumers[n & 1];
@@ -754,7 +765,9 @@ static void happen(struct link *handler, struct link *const consumers[2]) {
     case 11: l = op & 128 ? handler : l; server_of(&l->conn)->stuck = op & 64; write_and_settle(l); work_off(l); break;
     case 12: /* a connection breaks, and comes back */
         l = op & 128 ? handler : l;
-        if (l->conn.state == CONN_UP) atomic_store(&l->conn.closed, true);
+        atomic_store(&l->conn.server_error, op & 64);
+        if (n & 2) (void)snprintf(world.error, sizeof(world.error), "%s", text = text_of(take_span())), free(text);
+        if (l->conn.state == CONN_UP) atomic_store(&l->conn.closed, !(n & 4));
         else if (l->conn.state == CONN_WAITING) now = MAX(now, l->conn.due_ms);
         else server_up(&l->conn);
         link_step(l);
@@ -775,32 +788,38 @@ static void happen(struct link *handler, struct link *const consumers[2]) {
     }
     default:
         if (n & 1) arrive(&lattice, message(subjects[SUB_HEALTH], n & 2 ? "H.ealth" : NULL, (struct span){0}));
+        else if (n & 4) arrive(&lattice, message(subjects[SUB_SHUTDOWN], n & 2 ? "H.alt" : NULL, span_of("{\"host_id\":\"NHOST\"}")));
         else (void)may_read(handler);
     }
 }
 
 /* Calls in both directions, in any order, with everything that can go wrong. */
 static void fuzz_calls(const uint8_t *data, size_t len) {
-    static const char *const in_flight[] = {"1", "2", "7", "256"};
+    static const char *const in_flight[] = {"1", "2", "7", "24"};
     in = (struct span){(const char *)data, len};
     world_begin();
     unsigned flags = take();
     struct link *handler = put(true, "echo", "max_in_flight", in_flight[flags & 3]);
     struct link *const consumers[] = {put(false, "other", "cluster_uris", "h:1"), put(false, "echo", "cluster_uris", "h:1,h:2")};
     if (flags & 4) world.servers[LINK_SLOTS].max_payload = 256 + (flags >> 3);
-    if (flags & 128) consumers[0]->conn.write_max = 2000;
+    if (flags & 128) consumers[0]->conn.write_max = 30000;
+    if (flags & 64) consumers[1]->conn.io.capacity = MESSAGE_MAX;
     for (unsigned i = 0; in.len > 0 && i < 200; i++) {
         happen(handler, consumers);
         EACH_LINK(l) conn_step(&l->conn);
         check_world();
+        if (stop_step()) break;
     }
     world_end();
 }
 
-/* Orders of a host, one a line: p put, d delete, c config, s shutdown, u a connection comes up or fails, b breaks, t time. */
+/* Orders of a host, one a line: p put, d delete, c config, s shutdown; m puts a link for each letter of the line; u: some
+ * connections come up, b: they break or fail, t: time passes. */
 static void fuzz_links(const uint8_t *data, size_t len) {
     static const char letters[] = "pdcs";
     static const enum subject_kind kinds[] = {SUB_PUT, SUB_DELETE, SUB_CONFIG, SUB_SHUTDOWN};
+    char name[16];
+    unsigned many = 0;
     in = (struct span){(const char *)data, len};
     world_begin();
     while (in.len > 0) {
@@ -810,6 +829,10 @@ static void fuzz_links(const uint8_t *data, size_t len) {
         const char *letter = line.len ? memchr(letters, *line.at, 4) : NULL;
         if (letter) arrive(&lattice, message(subjects[kinds[letter - letters]], "H.ost", (struct span){line.at + 1, line.len - 1}));
         if (line.len && *line.at == 't') now += 1000 * line.len;
+        for (size_t i = 0; line.len && *line.at == 'm' && i < MIN(line.len, LINKS_MAX + 2); i++, many++) {
+            (void)snprintf(name, sizeof(name), "many%u", many);
+            (void)put(many % 4 == 0, name, "subscriptions", "a.b,c.>");
+        }
         size_t i = 0;
         EACH_LINK(l) {
             bool meant = line.len > 1 && (uint8_t)line.at[1] % 4 == i++ % 4;
@@ -819,24 +842,46 @@ static void fuzz_links(const uint8_t *data, size_t len) {
             link_step(l);
         }
         check_world();
-        EACH_LINK(l) { /* what is in the table is what was asked for */
-            MUST(l->leaving || link_with_id(l->definition) == l);
-            json_t *settings = merge_settings(l->definition, l->is_handler);
-            MUST(l->leaving || l->stale || json_equal(settings, l->conn.settings));
-            MUST(*l->wrong || (are_servers(get(l->conn.settings, "cluster_uris")) && oracle_subject(span_of(l->subject), false)));
-            MUST(*l->wrong || (l->conn.ping_ms >= 1000 && l->max_in_flight >= 1 && l->max_in_flight <= CALLS_MAX / 2));
-            json_decref(settings);
-        }
-        arrive(&lattice, message(subjects[SUB_HEALTH], "H.ealth", (struct span){0}));
     }
+    EACH_LINK(l) { /* what is in the table is what was asked for */
+        MUST(l->leaving || link_with_id(l->definition) == l);
+        json_t *settings = merge_settings(l->definition, l->is_handler);
+        MUST(l->leaving || l->stale || json_equal(settings, l->conn.settings));
+        MUST(*l->wrong || (are_servers(get(l->conn.settings, "cluster_uris")) && oracle_subject(span_of(l->subject), false)));
+        MUST(*l->wrong || (l->conn.ping_ms >= 1000 && l->max_in_flight >= 1 && l->max_in_flight <= MAX(CALLS_MAX / 2, MAX_IN_FLIGHT_DEFAULT)));
+        json_decref(settings);
+    }
+    arrive(&lattice, message(subjects[SUB_HEALTH], "H.ealth", (struct span){0}));
     world_end();
 }
 
-/* What main() does with a line of host data ('j': JSON, of which the line is made; else the line), and --check with a file.
- * A wrong one ends with one sentence, in which no key stands. */
+/* What main() does with host data, up to the links. */
+static void start_with(json_t *volatile *host, json_t *volatile *settings) {
+    size_t i;
+    json_t *link;
+    *host = parse_input(read_input(STDIN_FILENO, true), true);
+    read_host(*host);
+    *settings = lattice_settings(*host);
+    MUST(is_token(self.key) && is_token(self.lattice) && !wrong_settings(*settings));
+    subjects_start();
+    for (i = 0; i < SUB_KINDS; i++) MUST(oracle_subject(span_of(subjects[i]), false) || (i == SUB_PUT_XKEY && !box.set));
+    json_array_foreach(self.links, i, link) link_put(link);
+    check_world();
+}
+
+/* A death is one sentence on a line, in which no key stands. */
+static void check_death(const json_t *host) {
+    const char *seed = get(host, "provider_xkey_private_key"), *end = strchr(world.words, '\n');
+    MUST(strncmp(world.words, PROVIDER_NAME ": ", strlen(PROVIDER_NAME) + 2) == 0 && end && end[1] == 0 && strlen(world.words) > 20);
+    for (const char *c = world.words; c < end; c++) MUST(*c >= ' ' && *c <= '~');
+    if (seed && strlen(seed) > 20 && strspn(seed, base32_digits) == strlen(seed)) MUST(!strstr(world.words, seed));
+}
+
+/* A line of host data ('j': JSON, of which the line is made; 'r': the line itself), or a file for --check ('c'); and how many
+ * bytes of it come at a time. */
 static void fuzz_host(const uint8_t *data, size_t len) {
-    static char line[8192 * 2];
-    volatile unsigned stage = 0;
+    static char line[2 * 8192];
+    volatile bool alive = false;
     json_t *volatile host = NULL, *volatile settings = NULL;
     if (len < 2 || len > 8192) return;
     world_begin();
@@ -852,28 +897,15 @@ static void fuzz_host(const uint8_t *data, size_t len) {
     }
     may_die = true;
     if (setjmp(dead) == 0) {
-        host = parse_input(read_input(0, *data != 'c'), *data != 'c');
-        read_host(host);
-        stage = 1;
-        settings = lattice_settings(host);
-        MUST(is_token(self.key) && is_token(self.lattice) && !wrong_settings(settings));
-        subjects_start();
-        for (size_t i = 0; i < SUB_KINDS; i++) MUST(oracle_subject(span_of(subjects[i]), false) || (i == SUB_PUT_XKEY && !box.set));
-        size_t i;
-        json_t *link;
-        json_array_foreach(self.links, i, link) link_put(link);
-        check_world();
-        stage = 2;
-        json_array_foreach(self.links, i, link) check_link(link);
+        if (*data == 'c') MUST(check("/dev/null") == 0);
+        else start_with(&host, &settings);
+        alive = true;
     } else {
-        const char *seed = get(host, "provider_xkey_private_key"), *end = strchr(world.words, '\n');
-        MUST(strncmp(world.words, PROVIDER_NAME ": ", strlen(PROVIDER_NAME) + 2) == 0 && end && end[1] == 0 && strlen(world.words) > 20);
-        for (const char *c = world.words; c < end; c++) MUST(*c >= ' ' && *c <= '~');
-        if (seed && strlen(seed) > 20 && strspn(seed, base32_digits) == strlen(seed)) MUST(!strstr(world.words, seed));
+        check_death(host);
     }
     may_die = false;
     logger.json = true;
-    if (stage == 2) {
+    if (alive) {
         json_decref(host);
         json_decref(settings);
         EACH_LINK(l) link_release(l);

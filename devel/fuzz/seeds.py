@@ -91,6 +91,12 @@ def calls(lines):
         seed("calls", head + bytes([0, 1]) + short(publish) + taken)
         seed("calls", head + bytes([0, 1]) + short(publish[:9]) + bytes([2, 1]) + short(publish[9:]) + taken)
         seed("calls", head + bytes([0, 1]) + short(b"\4a.bc\xf0\xff\x10" + b"x" * 9) + bytes([128 + 2, 1]) * 6)
+        large = b"".join(bytes([0, n]) + short(b"\4a.bc" + leb(12000 - 1)) + bytes([128 + 2, n]) for n in (0, 2, 4))
+        seed("calls", bytes([flags | 64]) + bytes([64 + 11, 0]) + large + taken)  # what its server is slow to take is held
+        seed("calls", head + bytes([64 + 11, 0]) + large + bytes([128 + 10, 255]))
+        seed("calls", head + bytes([0, 1]) + short(publish[:9]) + bytes([15, 6, 2, 1]) + short(publish[9:]) + taken + bytes([10, 250, 10, 250]))
+        seed("calls", head + handled + bytes([15, 4, 10, 250, 10, 30, 10, 250]))
+        seed("calls", head + bytes([1, 1]) + short(request) + bytes([64 + 12, 3]) + short("connexion cassée".encode() + b"\xff"))
         seed("calls", head + bytes([1, 1]) + short(request) + taken + reply)
         seed("calls", head + bytes([1, 1]) + short(request) + taken + nobody)
         seed("calls", head + bytes([1, 1]) + short(request) + bytes([128 + 10, 20]))
@@ -125,11 +131,14 @@ def orders(lines, host, box):
     seed("links", b"p" + text({**consumer, "target_secrets": box["as_link_field"]}) + b"\ns" + text({"host_id": "NHOST"}))
     seed("links", b"p" + link(handler, "source", client_jwt="a.b", client_seed="SUACSSL3UAHUDXKFSNVUZRF5UHPMWZ6BFDTJ7M6USDXIEDNPPQYYYCU3VY") + b"\nb0\nt")
     seed("links", b"\n".join(b"p" + text({**consumer, "name": f"n{n}"}) for n in range(5)) + b"\nu0\nu1\nu2\nu3\nc{}\nc{\"tls_first\":\"true\"}\nu0\nu1\nb0\nb1")
+    seed("links", b"m" * 9 + b"\np" + put[0] + b"\nu0\nu1\nc{\"tls_first\":\"true\"}\nt\nd" + text({"source_id": "many1", "target": "messaging-nats"}) + b"\nt\nu0\nb1")
     for data in host, {**host, "lattice_rpc_prefix": "a.b"}, {**host, "link_definitions": links, "structured_logging": True}, \
             {**host, "config": {"lattice_tls_first": "true", **everything}, "secrets": {"client_seed": {"kind": "Bytes", "value": [1, 255]}}}, \
             {"provider_key": "messaging-nats"}:
         seed("host", b"j\xff" + text(data))
     seed("host", b"c\xff" + text(host))
+    for link_json in put[:2]:
+        seed("host", b"c\xff" + link_json)
     seed("host", b"r\x08" + base64.b64encode(text(host)) + b"\r\n")
     seed("host", b"r\x01not base64\n")
     plain = box["plaintext"].encode()
