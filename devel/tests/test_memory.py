@@ -308,8 +308,9 @@ async def test_tiny_arena_for_long(checked):
 
 # ---------------------------------------------------------------- a malloc that fails
 
-async def fail_at_random(world, every, seed, rounds):
-    provider, echo = await start_tiny(world, binary=FAILING, env={"FAIL_EVERY": str(every), "FAIL_SEED": str(seed)})
+async def fail_at_random(world, every, seed, rounds, least=512):
+    environment = {"FAIL_EVERY": str(every), "FAIL_SEED": str(seed), "FAIL_FROM": str(least)}
+    provider, echo = await start_tiny(world, binary=FAILING, env=environment)
     tasks = []
     for round in range(rounds):
         provider.process.send_signal(signal.SIGUSR2)  # from here on it fails
@@ -337,10 +338,11 @@ async def fail_at_random(world, every, seed, rounds):
     return provider
 
 
-@pytest.mark.parametrize("every", [1000, 100, 20])
-async def test_malloc_that_fails(checked, every):
-    """One allocation in so many fails: what suffers is a call or a connection, and all is well when memory is there again."""
-    await fail_at_random(checked, every, seed=every, rounds=1)
+@pytest.mark.parametrize("every, least, rounds", [(1000, 512, 1), (100, 512, 1), (20, 512, 1), (2, 34000, 4)])
+async def test_malloc_that_fails(checked, every, least, rounds):
+    """One allocation in so many fails: what suffers is a call or a connection, and all is well when memory is there again. The
+    last case is that of write buffers that cannot grow between a command and its body."""
+    await fail_at_random(checked, every, every, rounds, least)
 
 
 @pytest.mark.long
