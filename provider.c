@@ -901,8 +901,18 @@ static void conn_wait(struct conn *c) {
     c->due_ms = retry_at(c->failures++);
 }
 
+/* A connection begins with small blocks that nats.c cannot do without: it would end the process (natsConn_create). */
+static bool conn_may_start(struct conn *c) {
+    if (c->vital || arena_spares(ARENA_PER_LINK, ARENA_PER_LINK / 2, 0)) return true;
+    (void)snprintf(c->trouble, sizeof(c->trouble), "memory is short");
+    conn_wait(c);
+    say(&c->topic, LEVEL_WARN, "not connected yet: %s", c->trouble);
+    return false;
+}
+
 static void conn_connect(struct conn *c) {
     pthread_t thread;
+    if (!conn_may_start(c)) return;
     c->nc = NULL;
     c->fd = -1;
     c->state = CONN_CONNECTING;

@@ -43,7 +43,7 @@
 #define MESSAGE_MAX (1024 * 1024)
 #endif
 
-/* The longest subject, reply subject or inbox that is passed on, in bytes. */
+/* The longest subject or reply subject that a component or a link may name, in bytes. */
 #ifndef SUBJECT_MAX
 #define SUBJECT_MAX 1024
 #endif
