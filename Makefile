@@ -95,9 +95,9 @@ unit: build/unit
 check: | build/include
 	devel/check.sh
 
-# The load generator of devel/, on the system's glibc
-build/load: devel/load.c deps/tls.c devel/glibc_compat.c | build/include
-	$(CC) $(STANDARD) -g -O2 -isystem build/include -I. devel/load.c deps/tls.c devel/glibc_compat.c $(SAN_LIBRARIES) -lpthread -o $@
+# The load generators of devel/, on the system's glibc
+build/load build/traffic: build/%: devel/%.c deps/tls.c devel/glibc_compat.c | build/include
+	$(CC) $(STANDARD) -g -O2 -isystem build/include -I. $^ $(SAN_LIBRARIES) -lpthread -o $@
 
 build/fuzz/fuzz: devel/fuzz/fuzz.c devel/fuzz/pem.c $(SOURCES) $(HEADERS) devel/glibc_compat.c | build/include
 	@mkdir -p $(@D)
