@@ -9,7 +9,8 @@ import pytest_asyncio
 
 import lattice
 from lattice import PROVIDER, RUN, World
-from servers import Certificates, NatsServer
+from servers import Certificates, Cluster, NatsServer
+from traffic import Traffic
 
 SANITIZED = "/san/" in PROVIDER
 EMULATED = bool(RUN)
@@ -18,7 +19,7 @@ EMULATED = bool(RUN)
 def pytest_configure(config):
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # killed by a time limit, it still ends what it started
     config.addinivalue_line("markers", "smoke: the main paths, also run by the arm64 binary under emulation")
-    config.addinivalue_line("markers", "long: takes minutes; run with -m long")
+    config.addinivalue_line("markers", "long: takes minutes; run by ./test.sh long alone")
     config.addinivalue_line("markers", "release: measures the release binary itself; no sanitizers, no emulation")
 
 
@@ -57,13 +58,34 @@ def servers(folder):
     """Starts servers of a test's own: servers(config) gives one that runs."""
     started = []
 
-    def start(config="", run=True):
-        server = NatsServer(config, dir=folder)
+    def start(config="", run=True, **how):
+        server = NatsServer(config, dir=folder, **how)
         started.append(server)
         return server.start() if run else server
     yield start
     for server in started:
         server.remove()
+
+
+@pytest.fixture
+def cluster(folder):
+    """Three servers that run."""
+    cluster = Cluster(dir=folder).start()
+    yield cluster
+    cluster.remove()
+
+
+@pytest_asyncio.fixture
+async def traffic():
+    """Starts build/traffic for a world: await traffic(world, flow, component, …)."""
+    started = []
+
+    async def start(*args, **options):
+        started.append(await Traffic.start(*args, **options))
+        return started[-1]
+    yield start
+    for one in started:
+        await one.stop()
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,6 @@
 """What a provider connects to: nats-server in every form the tests need, certificates, accounts, and dead ends."""
+import base64
+import contextlib
 import json
 import os
 import re
@@ -14,17 +16,20 @@ from pathlib import Path
 
 SLOW = float(os.environ.get("SLOW", "1"))  # sanitizers and emulation take longer; a deadline is multiplied by this
 DEADLINE = 10 * SLOW
+NATS_SERVER = os.environ.get("NATS_SERVER", "nats-server")
 
 
 class NatsServer:
     """A nats-server on loopback ports that were free, described by a configuration file.
 
-    start() returns when the server says that it is ready; stop() and start() again use the same ports.
+    start() returns when the server says that it is ready; stop() and start() again use the same ports. jetstream: how much
+    it may store, such as "1G"; what is stored is there again after a stop. nice: how far it stands back behind others.
     """
 
-    def __init__(self, config="", *, dir=None):
-        self.config = config
+    def __init__(self, config="", *, dir=None, binary=NATS_SERVER, jetstream=None, nice=0):
+        self.config, self.binary, self.nice = config, binary, nice
         self.dir = Path(tempfile.mkdtemp(prefix="nats-", dir=dir))
+        self.jetstream = jetstream and f'jetstream {{ store_dir: "{self.dir}", max_memory_store: 1M, max_file_store: {jetstream} }}'
         self.port = self.http_port = -1
         self.process = None
         self.lines = []
@@ -42,7 +47,7 @@ class NatsServer:
         self.ports = self.port, self.http_port  # -1: any that is free
         self._write_config()
         self.lines = []
-        self.process = subprocess.Popen(["nats-server", "-c", str(self.dir / "nats.conf")],
+        self.process = subprocess.Popen(["nice", f"-n{self.nice}", self.binary, "-c", str(self.dir / "nats.conf")],
                                         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         threading.Thread(target=self._collect, args=(self.process,), daemon=True).start()
         self.wait_line("Server is ready")
@@ -51,7 +56,7 @@ class NatsServer:
         return self
 
     def stop(self, how=signal.SIGKILL):
-        """Ends it as a crash does; every connection is reset."""
+        """Ends it as a crash does."""
         if self.process and self.process.poll() is None:
             self.process.send_signal(how)
             self.process.wait(DEADLINE)
@@ -78,6 +83,10 @@ class NatsServer:
         """The cids of the clients that are subscribed to exactly this subject."""
         return [c["cid"] for c in self.connections() if subject in c.get("subscriptions_list", [])]
 
+    def slow_consumers(self):
+        """How many clients it has cut off because they read too slowly."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.http_port}/varz", timeout=DEADLINE) as page:
+            return json.load(page)["slow_consumers"]
 
     def wait_line(self, pattern, timeout=DEADLINE, since=0):
         end = time.monotonic() + timeout
@@ -89,7 +98,7 @@ class NatsServer:
                 self.news.wait(min(left, 0.5))
 
     def _write_config(self):
-        text = f"listen: 127.0.0.1:{self.ports[0]}\nhttp: 127.0.0.1:{self.ports[1]}\n{self.config}\n"
+        text = f"listen: 127.0.0.1:{self.ports[0]}\nhttp: 127.0.0.1:{self.ports[1]}\n{self.config}\n{self.jetstream or ''}\n"
         (self.dir / "nats.conf").write_text(text)
 
     def _collect(self, process):
@@ -104,9 +113,42 @@ class NatsServer:
         return int(re.search(words + r" \S*:(\d+)", "".join(self.lines)).group(1))
 
 
-def nats_server_version():
-    text = subprocess.run(["nats-server", "--version"], capture_output=True, text=True, check=True).stdout
+def nats_server_version(binary=NATS_SERVER):
+    text = subprocess.run([binary, "--version"], capture_output=True, text=True, check=True).stdout
     return tuple(int(n) for n in re.search(r"(\d+)\.(\d+)\.(\d+)", text).groups())
+
+
+def nats_server_of(version):
+    """The binary of "2.9", or of "2.10" or later: the system's, or that of the other Debian."""
+    suite = {"2.9": "bookworm", "2.10": "trixie"}[version]
+    if (nats_server_version() >= (2, 10)) == (version == "2.10"):
+        return NATS_SERVER
+    fetched = subprocess.run([Path(__file__).resolve().parents[1] / "nats-server.sh", suite], capture_output=True, text=True)
+    assert fetched.returncode == 0, fetched.stderr
+    return fetched.stdout.strip()
+
+
+class Cluster:
+    """Three servers that know each other, with JetStream; a list of their URLs is a link's cluster_uris."""
+
+    def __init__(self, *, dir=None, binary=NATS_SERVER):
+        ports = [free_port() for _ in range(3)]
+        routes = ", ".join(f'"nats://127.0.0.1:{port}"' for port in ports)
+        self.nodes = [NatsServer(f"server_name: n{i}\ncluster {{ name: test, listen: 127.0.0.1:{port}, routes: [{routes}] }}",
+                                 dir=dir, binary=binary, jetstream="1G") for i, port in enumerate(ports)]
+
+    def start(self):
+        for node in self.nodes:
+            node.start()
+        return self
+
+    @property
+    def urls(self):
+        return ",".join(node.url for node in self.nodes)
+
+    def remove(self):
+        for node in self.nodes:
+            node.remove()
 
 
 # ---------------------------------------------------------------- certificates
@@ -122,8 +164,8 @@ class Certificates:
         self.ca_file = self.dir / f"{name}.pem"
         self.ca = self.ca_file.read_text()
 
-    def issue(self, name, san="IP:127.0.0.1,DNS:localhost", expired=False):
-        """A certificate and key, as the paths name.pem and name.key."""
+    def issue(self, name, san="IP:127.0.0.1,DNS:localhost", expired=False, seconds=None):
+        """A certificate and key, as the paths name.pem and name.key; seconds: it expires so soon."""
         name = f"{self.name}-{name}"
         self._run("req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-subj", f"/CN={name}",
                   "-keyout", f"{name}.key", "-out", f"{name}.csr")
@@ -133,7 +175,10 @@ class Certificates:
             "extendedKeyUsage=serverAuth,clientAuth\n")
         (self.dir / f"{name}.db").write_text("")
         (self.dir / f"{name}.serial").write_text(os.urandom(8).hex())
-        dates = ["-startdate", "20200101000000Z", "-enddate", "20200201000000Z" if expired else "20500101000000Z"]
+        end = "20200201000000Z" if expired else "20500101000000Z"
+        if seconds:
+            end = time.strftime("%Y%m%d%H%M%SZ", time.gmtime(time.time() + seconds))
+        dates = ["-startdate", "20200101000000Z", "-enddate", end]
         self._run("ca", "-batch", "-notext", "-config", f"{name}.cnf", "-extensions", "ext", *dates,
                   "-cert", f"{self.name}.pem", "-keyfile", f"{self.name}.key", "-in", f"{name}.csr", "-out", f"{name}.pem")
         return self.dir / f"{name}.pem", self.dir / f"{name}.key"
@@ -160,16 +205,28 @@ class Accounts:
 
     def __init__(self):
         self.operator, self.account = self._pair("OPERATOR"), self._pair("ACCOUNT")
+        self.operator_jwt = self._jwt(self.operator, self.operator, "operator", {})
+        self.config = self.configuration()
+
+    def configuration(self, revoked=()):
+        """For nats-server, with the JWTs of users that are revoked from now on."""
         limits = {"subs": -1, "conn": -1, "leaf": -1, "imports": -1, "exports": -1, "data": -1, "payload": -1, "wildcards": True}
-        operator_jwt = self._jwt(self.operator, self.operator, "operator", {})
-        account_jwt = self._jwt(self.operator, self.account, "account", {"limits": limits})
+        subjects = [json.loads(base64.urlsafe_b64decode(jwt.split(".")[1] + "==="))["sub"] for jwt in revoked]
+        nats = {"limits": limits, "revocations": {subject: int(time.time()) for subject in subjects}}
+        account_jwt = self._jwt(self.operator, self.account, "account", nats)
         public = self.account.public_key.decode()
-        self.config = f"operator: {operator_jwt}\nresolver: MEMORY\nresolver_preload: {{ {public}: {account_jwt} }}\n"
+        return f"operator: {self.operator_jwt}\nresolver: MEMORY\nresolver_preload: {{ {public}: {account_jwt} }}\n"
 
     def user(self):
         """(jwt, seed) of a new user."""
         user = self._pair("USER")
         return self._jwt(self.account, user, "user", {"subs": -1, "data": -1, "payload": -1}), bytes(user.seed).decode()
+
+    @staticmethod
+    def credentials(jwt, seed):
+        """What a credentials file of NATS holds."""
+        return (f"-----BEGIN NATS USER JWT-----\n{jwt}\n------END NATS USER JWT------\n\n"
+                f"-----BEGIN USER NKEY SEED-----\n{seed}\n------END USER NKEY SEED------\n")
 
     @staticmethod
     def _pair(kind):
@@ -179,7 +236,6 @@ class Accounts:
 
     @staticmethod
     def _jwt(signer, subject, kind, nats):
-        import base64
         import hashlib
 
         def part(value):
@@ -242,6 +298,63 @@ class BlackHole:
     def close(self):
         for s in [self.socket, *self.held]:
             s.close()
+
+
+class Proxy:
+    """A TCP path to a port, which can go silent without closing, in either direction or both, and speak again."""
+
+    def __init__(self, port):
+        self.to_port = port
+        self.socket = socket.create_server(("127.0.0.1", 0), backlog=64)
+        self.url = "nats://127.0.0.1:%d" % self.socket.getsockname()[1]
+        self.open = {"to server": threading.Event(), "to client": threading.Event()}
+        self.pairs = []
+        self.speak()
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def silence(self, *directions):
+        """From now on nothing passes: "to server", "to client", or both if none is named."""
+        for direction in directions or self.open:
+            self.open[direction].clear()
+
+    def speak(self):
+        for gate in self.open.values():
+            gate.set()
+
+    def _accept(self):
+        with contextlib.suppress(OSError):
+            while True:
+                client = self.socket.accept()[0]
+                try:
+                    server = socket.create_connection(("127.0.0.1", self.to_port), timeout=DEADLINE)
+                except OSError:
+                    client.close()
+                    continue
+                server.settimeout(None)
+                self.pairs.append((client, server))
+                threading.Thread(target=self._pump, args=(client, server, "to server"), daemon=True).start()
+                threading.Thread(target=self._pump, args=(server, client, "to client"), daemon=True).start()
+
+    def _pump(self, source, target, direction):
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                self.open[direction].wait()
+                target.sendall(data)
+        self.open[direction].wait()  # an end is no louder than the rest
+        for s in (source, target):
+            with contextlib.suppress(OSError):
+                s.shutdown(socket.SHUT_RDWR)
+
+    def close(self):
+        with contextlib.suppress(OSError):
+            self.socket.shutdown(socket.SHUT_RDWR)
+        self.socket.close()
+        self.speak()
+        for pair in self.pairs:
+            for s in pair:
+                with contextlib.suppress(OSError):
+                    s.shutdown(socket.SHUT_RDWR)
+                s.close()
 
 
 def raw_publish(server, subject, payload=b"", reply=b"", headers=b""):
