@@ -7,6 +7,7 @@
 # make check           static checks, and the complexity of functions
 # make fuzz            fuzzes each target of devel/fuzz for SECONDS=60, or only TARGETS='links host'; needs clang and libclang-rt-dev
 # make demo, make test what test.sh does
+# make soak MINUTES=20 load and random faults for so long, and a table of what became of each message (SEED=N: as it was then)
 # make clean           removes build/, not the libraries that were fetched
 # SYSROOT=DIR          takes the static libraries from there instead of fetching them
 HOST_ARCH := $(shell dpkg --print-architecture 2>/dev/null || uname -m | sed 's/x86_64/amd64/;s/aarch64/arm64/')
@@ -109,8 +110,12 @@ fuzz: build/fuzz/fuzz
 demo test:
 	./test.sh $(filter demo,$@)
 
+MINUTES ?= 20
+soak:
+	./test.sh soak $(MINUTES) $(SEED)
+
 clean:
 	rm -rf build
 
-.PHONY: all unit check fuzz demo test clean
+.PHONY: all unit check fuzz demo test soak clean
 .DELETE_ON_ERROR:

@@ -1,5 +1,8 @@
 #!/usr/bin/env bash
 # ./test.sh            every test: builds, static checks, unit tests, black-box tests, the same with sanitizers, some on arm64
+# ./test.sh long       the tests that take minutes: faults and overload, on nats-server 2.9 and 2.10
+# ./test.sh soak N     N minutes of load and random faults, and a table of what became of each message; a second number is
+#                      the seed of an earlier run
 # ./test.sh demo       shows the main job on real input, and tells what happens
 # ./test.sh PATTERN…   only these black-box tests; the words go to pytest (test_links.py, -k reconnect, -x …)
 # ./test.sh --help     prints this
@@ -116,13 +119,17 @@ static_checks() {
   add "static checks" "$status" "$(grep -c '^ok ' build/check.log)" "$(grep -c '^FAIL ' build/check.log)" 0
 }
 
-everything() {
-  local emulator
+binaries() {
   build
-  build build/load
-  static_checks
+  build build/load build/traffic
   build TINY=1
   build FAILING=1
+}
+
+everything() {
+  local emulator
+  binaries
+  static_checks
   unit_tests
   black_box "black-box tests" "$PWD/build/$native/provider"
   build SAN=1
@@ -135,23 +142,33 @@ everything() {
   fi
 }
 
+long() {
+  binaries
+  black_box "long tests" "$PWD/build/$native/provider" -m long
+}
+
 case ${1:-} in
-  -h | --help) sed -n '2,8s/^# \{0,1\}//p' "$0"; exit 0 ;;
+  -h | --help) sed -n '2,11s/^# \{0,1\}//p' "$0"; exit 0 ;;
   demo)
     install_missing demo
     python_packages demo
     build
     say demo
     exec build/venv/bin/python devel/demo.py "build/$native/provider" ;;
+  soak)
+    install_missing all
+    python_packages all
+    binaries
+    say soak
+    PROVIDER=$PWD/build/$native/provider exec build/venv/bin/python devel/soak.py "${@:2}" ;;
 esac
 
 install_missing all
 python_packages all
-if [ $# -gt 0 ]; then
-  build
-  build build/load
-  build TINY=1
-  build FAILING=1
+if [ "$*" = long ]; then
+  long
+elif [ $# -gt 0 ]; then
+  binaries
   black_box "black-box tests: $*" "$PWD/build/$native/provider" "$@"
 else
   everything
