@@ -7,13 +7,17 @@
 # a mirror, a cache or a proxy that is set up there is used here, too; what comes is checked
 # against the Debian archive's key. Needs apt, dpkg and debian-archive-keyring, as every Debian has.
 #
+# SUITE and PACKAGES in the environment name another Debian and other packages; devel/nats-server.sh uses that.
+#
 # A finished DIR has a file .complete with the packages and their versions; a second run is instant.
 # To fetch anew, remove DIR. Licences are in DIR/usr/share/doc/*/copyright.
 set -eu
 
-suite=trixie
+suite=${SUITE:-trixie}
 packages="libnats-dev libmbedtls-dev libsodium-dev libjansson-dev libprotobuf-c-dev libc6-dev libc6"
 packages_all="linux-libc-dev"        # Architecture: all since trixie
+libraries="nats_static mbedtls mbedx509 mbedcrypto sodium jansson protobuf-c c"
+[ -z "${PACKAGES:-}" ] || packages=$PACKAGES packages_all="" libraries=""
 keyrings=${SYSROOT_KEYRING:-"/usr/share/keyrings/debian-archive-keyring.pgp
                              /usr/share/keyrings/debian-archive-keyring.gpg"}
 
@@ -193,7 +197,7 @@ for p in $packages_all $packages; do
     [ -s "$work/root/usr/share/doc/$p/copyright" ] || die "package $p has no licence text"
     dpkg-deb -W --showformat '${Package} ${Version} ${Architecture}\n' "$deb" >> "$work/root/.complete"
 done
-for lib in nats_static mbedtls mbedx509 mbedcrypto sodium jansson protobuf-c c; do
+for lib in $libraries; do
     [ -f "$work/root/usr/lib/$triplet/lib$lib.a" ] ||
         die "lib$lib.a is not in Debian $suite's packages for $arch: has the packaging changed?"
 done
