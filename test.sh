@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # ./test.sh            every test: builds, static checks, unit tests, black-box tests, the same with sanitizers, some on arm64
-# ./test.sh long       the tests that take minutes: faults and overload, on nats-server 2.9 and 2.10
+# ./test.sh long       what takes minutes: fuzzing, faults and overload, on nats-server 2.9 and 2.10
 # ./test.sh soak N     N minutes of load and random faults, and a table of what became of each message; a second number is
 #                      the seed of an earlier run
 # ./test.sh demo       shows the main job on real input, and tells what happens
@@ -21,7 +21,7 @@ has() { command -v "$1" >/dev/null 2>&1; }
 
 # ---- what has to be installed
 
-# Names the packages for what this machine lacks; for the demo, only what the demo needs.
+# Names the packages for what this machine lacks; for the demo, only what the demo needs; only the long tests fuzz.
 missing_packages() {
   local tool
   has make || echo make
@@ -36,6 +36,7 @@ missing_packages() {
   has file || echo file
   has nm || echo binutils
   has strace || echo strace
+  [ "$1" != long ] || echo 'int main;' | clang -fsanitize=fuzzer-no-link,address -xc - -o /dev/null 2>/dev/null || echo clang libclang-rt-dev
   for tool in cppcheck clang-tidy complexity pmccabe; do has $tool || echo $tool; done
   [ "$native" != amd64 ] || has aarch64-linux-gnu-gcc || echo gcc-aarch64-linux-gnu
   [ "$native" != amd64 ] || has qemu-aarch64-static || has qemu-aarch64 || echo qemu-user
@@ -112,11 +113,15 @@ unit_tests() {
   add "unit tests" "$status" "${p:-0}" "${f:-0}" 0
 }
 
-static_checks() {
-  local status=0
-  say "static checks"
-  make -s check 2>&1 | tee build/check.log || status=$?
-  add "static checks" "$status" "$(grep -c '^ok ' build/check.log)" "$(grep -c '^FAIL ' build/check.log)" 0
+# lines NAME COMMAND…   a suite that prints a line that begins with ok or FAIL for each thing that it looks at
+lines() {
+  local name=$1 status=0 log
+  shift
+  say "$name"
+  log=$(mktemp)
+  "$@" 2>&1 | tee "$log" || status=$?
+  add "$name" "$status" "$(grep -c '^ok ' "$log")" "$(grep -c '^FAIL ' "$log")" 0
+  rm -f "$log"
 }
 
 binaries() {
@@ -129,7 +134,7 @@ binaries() {
 everything() {
   local emulator
   binaries
-  static_checks
+  lines "static checks" make -s check
   unit_tests
   black_box "black-box tests" "$PWD/build/$native/provider"
   build SAN=1
@@ -144,6 +149,8 @@ everything() {
 
 long() {
   binaries
+  build build/fuzz/fuzz
+  lines "fuzzing" make -s fuzz
   black_box "long tests" "$PWD/build/$native/provider" -m long
 }
 
@@ -163,7 +170,7 @@ case ${1:-} in
     PROVIDER=$PWD/build/$native/provider exec build/venv/bin/python devel/soak.py "${@:2}" ;;
 esac
 
-install_missing all
+install_missing "$([ "$*" = long ] && echo long || echo all)"
 python_packages all
 if [ "$*" = long ]; then
   long
