@@ -1166,6 +1166,12 @@ static void conn_step_connecting(struct conn *c) {
     say(&c->topic, c->failures > 6 ? LEVEL_DEBUG : LEVEL_WARN, "cannot connect to %s; next try in %" PRIu64 " ms", c->trouble, c->due_ms - now);
 }
 
+/* When conn_step() has something to do by itself: to try again, to ask for a sign of life, to give up waiting for one. */
+static uint64_t conn_next_ms(const struct conn *c) {
+    if (c->state == CONN_WAITING) return c->due_ms;
+    return c->state == CONN_UP ? c->io.heard_ms + (c->io.asked_ms > c->io.heard_ms ? 2 : 1) * c->ping_ms : UINT64_MAX;
+}
+
 /* One step of the state machine above; called on every turn of the loop. */
 static void conn_step(struct conn *c) {
     if (c->state == CONN_UP) conn_step_up(c);
@@ -2911,12 +2917,11 @@ static void on_signal(int number) {
 
 /* How long to sleep: until the next deadline, and never longer than a tick. */
 static int sleep_ms(bool more_input) {
-    uint64_t until = MIN(calls.next_due_ms, now + TICK_MS);
+    uint64_t until = MIN(MIN(calls.next_due_ms, now + TICK_MS), conn_next_ms(&lattice));
     if (more_input) return 0;
     if (stop.state != RUNNING) until = MIN(until, stop.deadline_ms);
-    if (lattice.state == CONN_WAITING) until = MIN(until, lattice.due_ms);
     EACH_LINK(l) {
-        if (l->conn.state == CONN_WAITING) until = MIN(until, l->conn.due_ms);
+        until = MIN(until, conn_next_ms(&l->conn));
         if (l->pause_until_ms > now) until = MIN(until, l->pause_until_ms);
         if (l->kept && l->absent_until_ms > now) until = MIN(until, l->absent_until_ms);
     }

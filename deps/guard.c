@@ -44,29 +44,35 @@ static const char *line_ends(struct guard *g) {
 
 /* One byte of a line. */
 static const char *line_goes_on(struct guard *g, char c) {
+    bool in_word = !strchr(" \t\r", c);
     if (g->line++ == 0) {
         g->first = (char)(c | 0x20);
         g->number = g->words = g->in_word = 0;
     }
     if (g->line > (g->first == 'i' ? GUARD_SMALL : LINE_MAX_BYTES)) return "a line of the server is too long";
     if (c == '\n') return line_ends(g);
-    bool in_word = c != ' ' && c != '\t' && c != '\r';
     if (in_word && !g->in_word) g->words++, g->number = 0;
     g->in_word = in_word;
     if (isdigit((unsigned char)c)) add_digit(&g->number, c);
     return NULL;
 }
 
+/* The number at the end of a line. False: the line does not end in a word of digits. */
+static bool last_number(const char *line, const char *end, uint64_t *number) {
+    const char *last = end[-1] == '\r' ? end - 1 : end, *digit = last;
+    while (digit > line && isdigit((unsigned char)digit[-1])) digit--;
+    if (digit == last || digit == line || digit[-1] != ' ') return false;
+    for (*number = 0; digit < last; digit++) add_digit(number, *digit);
+    return true;
+}
+
 /* The quick way through most of what a server sends: a message's line that is all there, which ends in a number. Returns the
  * byte behind it, or NULL: byte by byte, then. */
 static const char *message_line(struct guard *g, const char *at, size_t len) {
-    const char *end = g->line == 0 && is_message((char)(*at | 0x20)) ? memchr(at, '\n', len < LINE_MAX_BYTES ? len : LINE_MAX_BYTES) : NULL;
-    if (!end) return NULL;
-    const char *last = end[-1] == '\r' ? end - 1 : end, *digit = last;
     uint64_t number = 0;
-    while (digit > at && isdigit((unsigned char)digit[-1])) digit--;
-    if (digit == last || digit == at || digit[-1] != ' ') return NULL;
-    while (digit < last) add_digit(&number, *digit++);
+    if (g->line > 0 || !is_message((char)(*at | 0x20))) return NULL;
+    const char *end = memchr(at, '\n', len < LINE_MAX_BYTES ? len : LINE_MAX_BYTES);
+    if (!end || end == at || !last_number(at, end, &number)) return NULL;
     g->wrong = announced(g, number);
     return end + 1;
 }
@@ -83,8 +89,10 @@ static void look_over(struct guard *g, const char *at, size_t len) {
     }
 }
 
+/* The names are the linker's: NOLINTBEGIN(bugprone-reserved-identifier,cert-dcl37-c,cert-dcl51-cpp) */
 natsStatus __real_natsParser_Parse(natsConnection *nc, char *bytes, int len);
 natsStatus __wrap_natsParser_Parse(natsConnection *nc, char *bytes, int len);
+/* NOLINTEND(bugprone-reserved-identifier,cert-dcl37-c,cert-dcl51-cpp) */
 
 natsStatus __wrap_natsParser_Parse(natsConnection *nc, char *bytes, int len) {
     struct guard *g = watched;
