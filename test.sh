@@ -136,14 +136,15 @@ everything() {
   binaries
   lines "static checks" make -s check
   unit_tests
-  black_box "black-box tests" "$PWD/build/$native/provider"
+  black_box "black-box tests" "$PWD/build/$native/provider" -n 4 -m "not long and not alone"
+  black_box "black-box tests that measure" "$PWD/build/$native/provider" -m "alone and not long"
   build SAN=1
   export ASAN_OPTIONS=exitcode=99 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1
-  SLOW=3 black_box "black-box tests with sanitizers" "$PWD/build/san/provider"
+  SLOW=3 black_box "black-box tests with sanitizers" "$PWD/build/san/provider" -n 4
   if [ "$native" = amd64 ]; then
     build ARCH=arm64
     emulator=$(command -v qemu-aarch64-static || command -v qemu-aarch64)
-    PROVIDER_RUN=$emulator SLOW=5 black_box "arm64 under ${emulator##*/}" "$PWD/build/arm64/provider" -m smoke
+    PROVIDER_RUN=$emulator SLOW=5 black_box "arm64 under ${emulator##*/}" "$PWD/build/arm64/provider" -n 4 -m smoke
   fi
 }
 

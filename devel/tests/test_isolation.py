@@ -7,6 +7,8 @@ import pytest
 from lattice import until
 from servers import SLOW, BlackHole, Silent
 
+pytestmark = pytest.mark.alone
+
 
 @pytest.fixture(params=[Silent, BlackHole], ids=["accepts and says nothing", "answers nothing"])
 def dead_end(request):

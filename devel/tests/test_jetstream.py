@@ -7,7 +7,7 @@ import nats.js.errors
 import pytest
 from nats.js.api import AckPolicy, ConsumerConfig, StreamConfig
 
-from lattice import Trap, run_provider, until
+from lattice import PROVIDER, Trap, run_provider, until
 from servers import DEADLINE, SLOW
 
 STREAM, CONSUMER = "ORDERS", "worker"
@@ -205,7 +205,14 @@ async def test_beside_subscriptions(world, stream):
     got = sorted([await component.next() for _ in range(2)], key=lambda m: m.body)
     assert [(m.body, m.subject, m.reply_to) for m in got] == [(b"plain", "plain", "somewhere"), (b"stored", "orders.new", None)]
     await stream.settled(1)
-    assert (await counts(provider))["handled"] == 2
+    await until(provider_counts(provider, handled=2), "both handled")
+
+
+def provider_counts(provider, **wanted):
+    async def reached():
+        told = await counts(provider)
+        return all(told[name] == value for name, value in wanted.items())
+    return reached
 
 
 async def test_nobody_acknowledges_for_us(world, stream):
@@ -251,7 +258,8 @@ async def test_large_messages(world, stream):
     component = await world.component()
     assert {(await component.next(30 * SLOW)).body for _ in bodies} == set(bodies)
     await stream.settled(16, timeout=30 * SLOW)
-    assert provider.status("VmHWM") < 24 * 1024 * SLOW
+    if "/san/" not in PROVIDER:
+        assert provider.status("VmHWM") < 24 * 1024
 
 
 # ---------------------------------------------------------------- what goes wrong

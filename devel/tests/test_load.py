@@ -11,7 +11,7 @@ from servers import DEADLINE
 LOAD = HERE.parent.parent / "build/load"
 CALLS = 50_000
 PAGES = 32  # kB: a moment that needs one block more than any before touches a page; seen: one page, once in some runs
-pytestmark = pytest.mark.release
+pytestmark = [pytest.mark.release, pytest.mark.alone]
 
 
 async def load(world, flow, *options, calls=CALLS, body=128, in_flight=64):
