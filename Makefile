@@ -100,7 +100,7 @@ check: | build/include
 build/load build/traffic: build/%: devel/%.c deps/tls.c devel/glibc_compat.c | build/include
 	$(CC) $(STANDARD) -g -O2 -isystem build/include -I. $^ $(SAN_LIBRARIES) -lpthread -o $@
 
-build/fuzz/fuzz: devel/fuzz/fuzz.c devel/fuzz/pem.c $(SOURCES) $(HEADERS) devel/glibc_compat.c | build/include
+build/fuzz/fuzz: devel/fuzz/fuzz.c devel/fuzz/pem.c devel/fuzz/guard.c $(SOURCES) $(HEADERS) devel/glibc_compat.c | build/include
 	@mkdir -p $(@D)
 	clang $(filter-out -Wshadow -Wconversion,$(STANDARD)) $(SANITIZED) -fsanitize=fuzzer -isystem build/include $(filter devel/%,$^) $(SAN_LIBRARIES) -lpthread -o $@
 

@@ -72,7 +72,7 @@ __attribute__((noreturn)) static void world_exit(void) { MUST(may_die); longjmp(
 #define shutdown(fd, how) 0
 #define pthread_create(thread, attr, run, arg) (*(thread) = 0, (void)(run), 0)
 #define pthread_detach(thread) (void)(thread)
-#define poll(fds, count, ms) ((void)(ms), (fds)->revents = (fds)->events, 1)
+#define poll(fds, count, ms) ((void)(count), (void)(ms), (fds)->revents = (fds)->events, 1)
 #define read(fd, out, len) ((void)(fd), world_read(out, len))
 #define write(fd, line, len) ((fd) == STDERR_FILENO ? world_log(line, len) : 0)
 #define fprintf(file, ...) world_words(__VA_ARGS__)
@@ -315,8 +315,9 @@ static void world_begin(void) {
     logger.level = LEVEL_DEBUG;
     logger.json = true;
     stop.state = RUNNING;
+    self.stopping = false;
     *stop.reply = *self.refused = 0;
-    calls.next_deadline_ms = UINT64_MAX;
+    calls.next_due_ms = UINT64_MAX;
     for (struct call *c = calls.slots; c < calls.slots + calls.fresh; c++) memset(c, 0, sizeof(*c));
     calls.fresh = 0;
     calls.free = NULL;
@@ -335,26 +336,66 @@ static void world_begin(void) {
     MUST(lattice.state == CONN_UP);
 }
 
+/* What a link's messages and calls have become adds up, whatever has happened. */
+static void check_counts(const struct link *l) {
+    uint64_t ended = 0;
+    for (enum count i = HANDLED; i < CALLS; i++) ended += l->counts[i];
+    MUST(l->counts[RECEIVED] == ended + (l->is_handler ? l->calls + l->waiting : 0));
+    MUST(l->counts[CALLS] == l->counts[OK] + l->counts[FAILED] + (l->is_handler ? 0 : l->calls));
+}
+
+/* A consumer asks and is asked only while its link is up; its slots are those that it counts. */
+static void check_consumers(const struct link *l) {
+    unsigned open = 0, of_consumers = 0;
+    for (const struct call *c = calls.slots; c < calls.slots + calls.fresh; c++) of_consumers += c->kind != CALL_FREE && c->link == l && c->consumer;
+    for (const struct consumer *k = l->consumers; k < l->consumers + l->consumer_count; k++) {
+        unsigned own = 0;
+        for (const struct call *c = calls.slots; c < calls.slots + calls.fresh; c++) own += c->kind != CALL_FREE && c->consumer == k;
+        MUST(k->link == l && k->open == own && (k->wanted == 0 || (k->state == CONSUMER_READY && l->conn.state == CONN_UP)));
+        MUST(k->wanted <= MAX(l->max_in_flight / l->consumer_count, 1));
+        open += own;
+    }
+    MUST(open == of_consumers && l->consumer_count <= CONSUMERS_PER_LINK);
+}
+
+/* One slot: what its state needs is there. */
+static void check_call(const struct call *c) {
+    MUST(calls.next_due_ms <= c->deadline_ms && (!c->held || c->held->len <= c->held->room));
+    MUST(!c->consumer || (calls.next_due_ms <= c->progress_ms && c->consumer->link == c->link));
+    MUST(c->kind != CALL_KEPT || (c->consumer && c->whole && c->held));
+    MUST(c->kind != CALL_UNTOLD || (c->consumer && (c->link->conn.state != CONN_UP || c->link->conn.io.broken)));
+    MUST(c->link->is_handler == (c->kind == CALL_HANDLER || c->kind == CALL_KEPT || c->kind == CALL_UNTOLD));
+}
+
+/* What a link says that it holds is what its slots and its backlog hold. */
+static void check_sums(const struct link *l) {
+    unsigned own = 0, with_component = 0, unsettled = 0, kept = 0;
+    size_t bytes = 0;
+    const struct record *r = l->backlog;
+    for (unsigned i = 0; i < l->waiting; i++, r = r->next) bytes += record_size(r);
+    for (const struct call *c = calls.slots; c < calls.slots + calls.fresh; c++) {
+        if (c->kind == CALL_FREE || c->link != l) continue;
+        check_call(c);
+        own++;
+        with_component += c->kind == CALL_HANDLER;
+        unsettled += c->kind == CALL_OUT || c->kind == CALL_HELD;
+        kept += c->kind == CALL_KEPT;
+        bytes += c->held ? record_size(c->held) : 0;
+    }
+    for (const struct call *c = l->kept; c; c = c->next, kept--) MUST(c->kind == CALL_KEPT && c->link == l && kept > 0);
+    MUST(kept == 0 && l->calls == own && l->with_component == with_component && l->unsettled == unsettled && l->held == bytes);
+    MUST(with_component <= l->max_in_flight && (l->leaving || !*l->wrong || l->conn.state == CONN_OFF));
+    check_counts(l);
+    check_consumers(l);
+}
+
 static void check_world(void) {
     unsigned used = 0, up = lattice.state == CONN_UP, staying = 0;
     size_t held = 0;
     EACH_LINK(l) {
-        unsigned own = 0, with_component = 0, unsettled = 0;
-        size_t bytes = 0;
-        struct record *r = l->backlog;
-        for (unsigned i = 0; i < l->waiting; i++, r = r->next) bytes += record_size(r);
-        for (struct call *c = calls.slots; c < calls.slots + calls.fresh; c++) {
-            if (c->kind == CALL_FREE || c->link != l) continue;
-            own++;
-            with_component += c->kind == CALL_HANDLER;
-            unsettled += c->kind == CALL_OUT || c->kind == CALL_HELD;
-            bytes += c->held ? record_size(c->held) : 0;
-            MUST(calls.next_deadline_ms <= c->deadline_ms && (!c->held || c->held->len <= c->held->room));
-        }
-        MUST(l->calls == own && l->with_component == with_component && l->unsettled == unsettled && l->held == bytes);
-        MUST(with_component <= l->max_in_flight && (l->leaving || !*l->wrong || l->conn.state == CONN_OFF));
-        used += own;
-        held += bytes;
+        check_sums(l);
+        used += l->calls;
+        held += l->held;
         up += l->conn.state == CONN_UP;
         staying += !l->leaving;
     }
@@ -568,10 +609,10 @@ static void fuzz_subjects(const uint8_t *data, size_t len) {
         for (const char *c = escaped(small, 4 + len % 36, text, json); *c; c++) MUST(*c >= ' ' && *c <= '~' && c < small + 3 + len % 36);
     json_t *settings = json_object();
     uint64_t n = 0, value = 0;
-    json_object_set_new(settings, "n", json_stringn_nocheck(text, strlen(text)));
+    json_object_set_new(settings, numbers[PING_INTERVAL_SEC].key, json_stringn_nocheck(text, strlen(text)));
     bool number = *text && strlen(text) < 19 && strspn(text, "0123456789") == strlen(text);
     for (const char *c = text; number && *c; c++) value = value * 10 + (uint64_t)(*c - '0');
-    if (strlen(text) < 19) MUST(number_in(settings, "n", 1, 86400, 7, &n) == (number && value >= 1 && value <= 86400) && (!number || n == value));
+    if (strlen(text) < 19) MUST(number_of(settings, &numbers[PING_INTERVAL_SEC], &n) == (number && value >= 1 && value <= 86400) && (!number || n == value));
     json_decref(settings);
     lattice.inbox_len = 0; /* an inbox of a call, if anything: nobody has called */
     MUST(!call_of_subject(&lattice, text, &suffix) && (!*suffix || suffix == text + TOKEN_LEN));
@@ -919,11 +960,13 @@ static void fuzz_host(const uint8_t *data, size_t len) {
     world_end();
 }
 
-void fuzz_pem(const uint8_t *data, size_t len); /* pem.c */
+void fuzz_pem(const uint8_t *data, size_t len);   /* pem.c */
+void fuzz_guard(const uint8_t *data, size_t len); /* guard.c */
 
 static const struct target { const char *name; void (*run)(const uint8_t *, size_t); } targets[] = {
     {"wire", fuzz_wire}, {"result", fuzz_result}, {"subjects", fuzz_subjects}, {"nkeys", fuzz_nkeys}, {"secrets", fuzz_secrets},
     {"chunks", fuzz_chunks}, {"calls", fuzz_calls}, {"links", fuzz_links}, {"host", fuzz_host}, {"pem", fuzz_pem},
+    {"guard", fuzz_guard},
 };
 
 static const struct target *chosen;

@@ -179,11 +179,25 @@ def certificates():
         seed("pem", b"\x10-----BEGIN X509 CRL-----\n-----END X509 CRL-----\n")
 
 
+def guarded():
+    """Input of a NATS server: raw bytes, and choices of valid lines."""
+    pieces = bytes([255] * 4), bytes([0, 5, 2, 9]), bytes([19, 127, 200, 3])
+    texts = (b'INFO {"a":1}\r\nPING\r\n+OK\r\nMSG a 1 5\r\nhello\r\nPONG\r\n', b"HMSG a.b 12 r.s 12 17\r\nNATS/1.0\r\n\r\nhello\r\nPING\r\n",
+             b"-ERR 'Stale Connection'\r\n", b"MSG a 1 7000\r\n\xc6\r\nMSG b 1 99999999\r\n", b"MSG a 1 7000\r\n\xb0", b"MSG a 1 0\r\n\r\nmsg\ta\t1 r 3 \r\nabc\r\n",
+             b"MSG a 1 2147483600\r\n", b"MSG \na 1 5\r\nhello\r\n", b"MSG a 1 5 9999999999\r\n", b"MSG " + b"s" * 4100 + b" 1 5\r\n")
+    for cuts in pieces:
+        for text in texts:
+            seed("guard", b"\1" + cuts + text)
+        seed("guard", b"\0" + cuts + bytes(range(24)))
+        seed("guard", b"\0" + cuts + bytes([6, 0, 180, 7, 255, 187, 0, 0, 0, 5, 0, 16, 13, 1, 16]))
+
+
 def dictionary(host):
     """Words of the source and of the captures, which a fuzzer would be long in finding."""
     source = (HERE.parent.parent / "provider.c").read_text()
     words = set(re.findall(r'"([a-z][a-z_0-9.-]{2,24})"', source + json.dumps(host)))
-    words |= {"nats://", "tls://", "-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----", "\\u0000", "\\ud800", "true", "null", ".>", "|"}
+    words |= {"nats://", "tls://", "-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----", "\\u0000", "\\ud800", "true", "null", ".>", "|",
+              "MSG ", "HMSG ", "INFO ", "-ERR ", "+OK", "PING", " 2147483600", " 7000"}
     (out / "dictionary").write_text("".join('"' + word.replace("\\", "\\\\") + '"\n' for word in sorted(words)))
 
 
@@ -193,4 +207,5 @@ wire_values(capture)
 calls(capture)
 orders(capture, host_data, json.loads((GOLDEN / "xkey.json").read_text()))
 certificates()
+guarded()
 dictionary(host_data)
