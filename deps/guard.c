@@ -42,17 +42,22 @@ static const char *line_ends(struct guard *g) {
     return is_message(g->first) ? announced(g, g->number) : NULL;
 }
 
-/* One byte of a line. */
+static bool is_space(char c) { return c == ' ' || c == '\t'; }
+
+/* One byte of a line. The parser takes the one behind a payload for its end, whatever it is; and a '\r' within a line either
+ * for nothing or for the last byte but one, so that two lengths could be read from it: no server sends one. */
 static const char *line_goes_on(struct guard *g, char c) {
-    bool in_word = !strchr(" \t\r", c);
     if (g->line++ == 0) {
         g->first = (char)(c | 0x20);
-        g->number = g->words = g->in_word = 0;
+        g->number = g->words = 0;
+        g->last = ' ';
     }
     if (g->line > (g->first == 'i' ? GUARD_SMALL : LINE_MAX_BYTES)) return "a line of the server is too long";
+    if (!g->first && g->line == 2) return NULL;
     if (c == '\n') return line_ends(g);
-    if (in_word && !g->in_word) g->words++, g->number = 0;
-    g->in_word = in_word;
+    if (g->first && g->last == '\r') return "a line of the server has a carriage return in it";
+    if (!is_space(c) && c != '\r' && is_space(g->last)) g->words++, g->number = 0;
+    g->last = c;
     if (isdigit((unsigned char)c)) add_digit(&g->number, c);
     return NULL;
 }
@@ -61,7 +66,7 @@ static const char *line_goes_on(struct guard *g, char c) {
 static bool last_number(const char *line, const char *end, uint64_t *number) {
     const char *last = end[-1] == '\r' ? end - 1 : end, *digit = last;
     while (digit > line && isdigit((unsigned char)digit[-1])) digit--;
-    if (digit == last || digit == line || digit[-1] != ' ') return false;
+    if (digit == last || digit == line || digit[-1] != ' ' || memchr(line, '\r', (size_t)(last - line))) return false;
     for (*number = 0; digit < last; digit++) add_digit(number, *digit);
     return true;
 }
@@ -97,8 +102,10 @@ natsStatus __wrap_natsParser_Parse(natsConnection *nc, char *bytes, int len);
 natsStatus __wrap_natsParser_Parse(natsConnection *nc, char *bytes, int len) {
     struct guard *g = watched;
     if (!g || len <= 0) return __real_natsParser_Parse(nc, bytes, len);
+    struct guard before = *g;
     if (!g->wrong) look_over(g, bytes, (size_t)len);
-    if (g->wrong) return NATS_PROTOCOL_ERROR;
+    before.wrong = g->wrong;
+    if (g->wrong) return *g = before, NATS_PROTOCOL_ERROR; /* where the parser is, which does not see these bytes */
     natsStatus s = __real_natsParser_Parse(nc, bytes, len);
     if (s != NATS_OK) g->payload = g->line = 0; /* the parser has let go of its message itself */
     return s;
@@ -112,5 +119,5 @@ void guard_end(struct guard *g, natsConnection *nc) {
         s = __real_natsParser_Parse(nc, nothing, (int)n);
         g->payload -= n;
     }
-    if (s == NATS_OK && g->line > 0) (void)__real_natsParser_Parse(nc, nothing, 1);
+    if (s == NATS_OK && g->line == 1 && !g->first) (void)__real_natsParser_Parse(nc, nothing, 1); /* it is whole: the byte behind it */
 }

@@ -18,8 +18,7 @@ struct guard {
     size_t payload, line; /* bytes of a payload still to come; of the line so far */
     uint64_t number;      /* the last word of the line */
     unsigned words;
-    char first;           /* of the line, in lower case */
-    bool in_word;
+    char first, last;     /* byte of the line: the first in lower case, 0 behind a payload; and the one before */
 };
 
 /* Bytes of a message that is always taken. */

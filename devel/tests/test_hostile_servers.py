@@ -172,6 +172,8 @@ MIDSTREAM = {
     "a negative length": lambda sid, inbox: message(b"in", sid, b"-1") + b"x" * 1000,
     "a length of 100 MB": ARENA(lambda sid, inbox: message(b"in", sid, b"100000000") + b"x" * 8000000),
     "a length in hex": lambda sid, inbox: message(b"in", sid, b"0x10") + b"x" * 1000,
+    "a length before a carriage return": lambda sid, inbox: b"MSG in %s 2147483600\rx\n" % sid + b"x" * 1000,
+    "a length behind a line feed": lambda sid, inbox: b"MSG in %s 0\r\n\nMSG in %s 99\r\nMSG in %s 2147483600\r\n" % (sid, sid, sid) + b"x" * 1000,
     "no length": lambda sid, inbox: message(b"in", sid, b"") + b"x" * 1000,
     "too many words": lambda sid, inbox: message(b"in", sid, b"a b c d 1") + b"x" * 1000,
     "no words": lambda sid, inbox: b"MSG \r\nMSG  \r\n" * 10,
