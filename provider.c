@@ -2125,9 +2125,9 @@ static bool says(const char *status, const char *words, const char *const list[3
 static void on_consumer_status(struct consumer *k, natsMsg *msg) {
     static const char *const ended[] = {"404", "408", "Batch Completed"}, *const moved[] = {"503", "Leadership Change", "Server Shutdown"};
     static const char too_big[] = "Message Size Exceeds MaxBytes";
-    const char *status = "", *words = "";
-    (void)natsMsgHeader_Get(msg, "Status", &status);
-    (void)natsMsgHeader_Get(msg, "Description", &words);
+    const char *status, *words; /* NULL, where one is missing: "503", when JetStream has gone, comes without words */
+    if (natsMsgHeader_Get(msg, "Status", &status) != NATS_OK) status = "";
+    if (natsMsgHeader_Get(msg, "Description", &words) != NATS_OK) words = "";
     k->due_ms = now + 2 * PULL_HEARTBEAT_MS;
     if (strcmp(status, "100") == 0) return; /* a heartbeat */
     k->wanted = 0;
