@@ -2121,13 +2121,17 @@ static bool says(const char *status, const char *words, const char *const list[3
     return false;
 }
 
+/* The value of a header, or "": "503", when JetStream has gone, comes without words. */
+static const char *header_of(natsMsg *msg, const char *key) {
+    const char *value;
+    return natsMsgHeader_Get(msg, key, &value) == NATS_OK ? value : "";
+}
+
 /* A status line: how the request for messages fares. When it has just ended, the next one follows. */
 static void on_consumer_status(struct consumer *k, natsMsg *msg) {
     static const char *const ended[] = {"404", "408", "Batch Completed"}, *const moved[] = {"503", "Leadership Change", "Server Shutdown"};
     static const char too_big[] = "Message Size Exceeds MaxBytes";
-    const char *status, *words; /* NULL, where one is missing: "503", when JetStream has gone, comes without words */
-    if (natsMsgHeader_Get(msg, "Status", &status) != NATS_OK) status = "";
-    if (natsMsgHeader_Get(msg, "Description", &words) != NATS_OK) words = "";
+    const char *status = header_of(msg, "Status"), *words = header_of(msg, "Description");
     k->due_ms = now + 2 * PULL_HEARTBEAT_MS;
     if (strcmp(status, "100") == 0) return; /* a heartbeat */
     k->wanted = 0;

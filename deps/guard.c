@@ -27,10 +27,12 @@ static void add_digit(uint64_t *number, char c) {
 
 /* A message of so many bytes is announced. */
 static const char *announced(struct guard *g, uint64_t bytes) {
+    g->number = g->words = 0;
+    g->first = 0;
+    g->last = ' ';
     if (bytes > GUARD_SMALL && !g->takes(g->user, (size_t)bytes)) return "memory is short for a message of the server";
     g->payload = (size_t)bytes;
     g->line = 1; /* the line end behind the payload: what stands before that is passed over */
-    g->first = 0;
     return NULL;
 }
 
@@ -44,21 +46,30 @@ static const char *line_ends(struct guard *g) {
 
 static bool is_space(char c) { return c == ' ' || c == '\t'; }
 
+static bool is_too_long(const struct guard *g) { return g->line > (g->first == 'i' ? GUARD_SMALL : LINE_MAX_BYTES); }
+
+static void begin_line(struct guard *g, char c) {
+    g->first = (char)(c | 0x20);
+    g->number = g->words = 0;
+    g->last = ' ';
+}
+
+static void count_word(struct guard *g, char c) {
+    if (is_space(c) || c == '\r') return;
+    if (is_space(g->last)) g->words++, g->number = 0;
+    if (isdigit((unsigned char)c)) add_digit(&g->number, c);
+}
+
 /* One byte of a line. The parser takes the one behind a payload for its end, whatever it is; and a '\r' within a line either
  * for nothing or for the last byte but one, so that two lengths could be read from it: no server sends one. */
 static const char *line_goes_on(struct guard *g, char c) {
-    if (g->line++ == 0) {
-        g->first = (char)(c | 0x20);
-        g->number = g->words = 0;
-        g->last = ' ';
-    }
-    if (g->line > (g->first == 'i' ? GUARD_SMALL : LINE_MAX_BYTES)) return "a line of the server is too long";
+    if (g->line++ == 0) begin_line(g, c);
+    if (is_too_long(g)) return "a line of the server is too long";
     if (!g->first && g->line == 2) return NULL;
     if (c == '\n') return line_ends(g);
     if (g->first && g->last == '\r') return "a line of the server has a carriage return in it";
-    if (!is_space(c) && c != '\r' && is_space(g->last)) g->words++, g->number = 0;
+    count_word(g, c);
     g->last = c;
-    if (isdigit((unsigned char)c)) add_digit(&g->number, c);
     return NULL;
 }
 

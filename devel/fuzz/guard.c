@@ -177,11 +177,11 @@ static size_t next_piece(const uint8_t cuts[4], size_t n, size_t at) {
 /* The guard alone: in pieces it comes to the same as in one. */
 static const char *look_at_it(const uint8_t cuts[4]) {
     struct guard whole = {.takes = takes}, cut = whole;
-    whole.wrong = look_over(&whole, stream, stream_len);
+    look_over(&whole, stream, stream_len);
     for (size_t at = 0, n = 0, len; at < stream_len && !cut.wrong; at += len) {
         len = next_piece(cuts, n++, at);
         char *exact = memcpy(malloc(len), stream + at, len);
-        cut.wrong = look_over(&cut, exact, len);
+        look_over(&cut, exact, len);
         free(exact);
     }
     MUST(memcmp(&whole, &cut, sizeof(whole)) == 0);

@@ -27,6 +27,7 @@ fuzz_one() {
   executed=$(sed -n 's/^stat::number_of_executed_units: *//p' "$log")
   covered=$(grep -aoE 'cov: [0-9]+' "$log" | tail -1 || true)
   stats="${executed:-0} executions, ${covered:-cov: 0} branches, $((SECONDS - started)) s"
+  [ "${executed:-0}" -gt 0 ] || status=1
   if [ "$status" = 0 ]; then echo "ok   $target: $stats, nothing found"; return 0; fi
   echo "FAIL $target: $stats; see ${log#"$dir"/}"
   grep -aE 'not true|runtime error|ERROR: |Test unit written' "$log" | head -5 | sed 's/^/     /'
