@@ -122,7 +122,7 @@ static bool oracle_subject(struct span s, bool wildcards) {
 
 /* ---- the world under provider.c -------------------------------------------------------------------------------------------- */
 
-enum { CALLERS = 32, SERVERS = LINK_SLOTS + 1 };
+enum { CALLERS = 32, SERVERS = LINK_SLOTS + 1, DELIVERIES = 64, QUESTIONS = 16 };
 
 static struct {
     struct server { int buffered; bool stuck; natsStatus next; int64_t max_payload; } servers[SERVERS];
@@ -136,10 +136,24 @@ static struct {
         uint8_t result[512];
         size_t len;
     } callers[CALLERS];
-    char started[CALLERS][INBOX_MAX + 16], asked[CALLERS][INBOX_MAX + 16]; /* inboxes of calls to components, and of requests */
+    struct start {                            /* a call to a component */
+        char inbox[INBOX_MAX + 16];
+        struct delivery *of;                  /* what a consumer delivered, or NULL */
+        bool shaken, begun;                   /* its host shook hands; the result has begun */
+    } started[CALLERS];
+    char asked[CALLERS][INBOX_MAX + 16];      /* inboxes of requests */
     unsigned starts, asks;
     uint64_t digest;                          /* of what went to links */
     bool lossy;                               /* the lattice was not all that it should be */
+    struct delivery {                         /* a message of a consumer, by the subject that acknowledges it */
+        char ack[SUBJECT_MAX + 1];
+        unsigned came, ok, acked, refused;    /* how often it was delivered, a component answered ok, and we did so */
+        uint64_t body;
+    } deliveries[DELIVERIES];
+    unsigned delivered;
+    struct question { char inbox[INBOX_MAX + 16]; bool is_pull; } questions[QUESTIONS];
+    unsigned questioned, max_batch;           /* of JetStream; of its consumers */
+    bool deaf;                                /* a link was not all that it should be: an answer may be lost */
     size_t blocks;                            /* of JSON */
     char error[256];                          /* what servers say */
     char words[1200];                         /* what was printed last */
@@ -236,17 +250,91 @@ static void check_result(struct caller *c) {
     MUST(r.at == r.end);
 }
 
+static struct delivery *delivery_of(const char *ack) {
+    for (struct delivery *d = world.deliveries; d < world.deliveries + world.delivered; d++) if (strcmp(d->ack, ack) == 0) return d;
+    return NULL;
+}
+
+/* A call to a component. Its slot says where it is acknowledged; the component must be given what was delivered there, and
+ * no reply subject. */
+static void to_component(const char *inbox, const void *data, size_t len) {
+    struct start *s = &world.started[world.starts++ % CALLERS];
+    char slot[SLOT_LEN + 1] = "";
+    struct reader r = {data, data, (const uint8_t *)data + len, 0};
+    struct message m = {0};
+    memcpy(slot, inbox + lattice.inbox_len, SLOT_LEN);
+    const struct call *c = &calls.slots[strtoul(slot, NULL, 16)];
+    *s = (struct start){.of = c->consumer ? delivery_of(c->reply) : NULL};
+    (void)snprintf(s->inbox, sizeof(s->inbox), "%s", inbox);
+    MUST(!c->consumer || (s->of && s->of->came > s->of->acked + s->of->refused));
+    if (s->of && s->of->came == 1 && read_publish(&r, &m) == WHOLE) MUST(!m.has_reply && digest(0, m.body.at, m.body.len) == s->of->body);
+}
+
+/* One final answer for each delivery, and "done" only for what a component did. */
+static void to_acknowledge(const char *ack, struct span word) {
+    struct delivery *d = delivery_of(ack);
+    unsigned long long delay = 0;
+    char text[80], again[80];
+    (void)snprintf(text, sizeof(text), "%.*s", (int)word.len, word.at);
+    MUST(d && d->came > d->acked + d->refused);
+    if (strcmp(text, "+WPI") == 0) return;
+    if (strcmp(text, "+ACK") == 0) {
+        MUST(++d->acked <= d->ok);
+        return;
+    }
+    MUST(sscanf(text, "-NAK {\"delay\":%llu}", &delay) == 1 && delay >= 1000000000ull * NAK_MIN_MS / 1000 && delay <= 1000000000ull * NAK_MAX_MS / 1000);
+    (void)snprintf(again, sizeof(again), "-NAK {\"delay\":%llu}", delay);
+    MUST(strcmp(text, again) == 0);
+    d->refused++;
+}
+
+/* A request for messages asks for what link and consumer allow, and the component can have. */
+static void check_pull(const struct consumer *k, struct span json) {
+    unsigned long long batch = 0, bytes = 0, expires = 0, heartbeat = 0;
+    const struct link *l = k->link;
+    char text[200];
+    (void)snprintf(text, sizeof(text), "%.*s", (int)json.len, json.at);
+    MUST(sscanf(text, "{\"batch\":%llu,\"max_bytes\":%llu,\"expires\":%llu,\"idle_heartbeat\":%llu}", &batch, &bytes, &expires, &heartbeat) == 4);
+    MUST(batch > 0 && batch == k->wanted && batch + k->open <= MAX(l->max_in_flight / l->consumer_count, 1));
+    MUST((!k->max_messages || batch <= k->max_messages) && (!world.max_batch || batch <= world.max_batch));
+    MUST(bytes > 0 && bytes <= PULL_BYTES && (!k->max_bytes || bytes <= k->max_bytes));
+    MUST(expires > 0 && expires <= PULL_EXPIRES_MS * 1000000ull && heartbeat * 2 < expires);
+    MUST(!l->leaving && !self.stopping && lattice.state == CONN_UP && !l->kept);
+}
+
+/* What a handler link says to its server: acknowledgements, questions about its consumers, and to itself. */
+static void to_jetstream(const struct link *l, const char *subject, const char *reply, struct span data) {
+    static const char *const forms[] = {"$JS.API.CONSUMER.INFO.%s.%s", "$JS.API.CONSUMER.MSG.NEXT.%s.%s"};
+    char wanted[INBOX_MAX + 64];
+    if (strncmp(subject, "$JS.ACK.", 8) == 0) return to_acknowledge(subject, data);
+    if (strncmp(subject, l->conn.inbox, l->conn.inbox_len) == 0) return;
+    for (size_t i = 0; i < 2 * l->consumer_count; i++) {
+        const struct consumer *k = &l->consumers[i / 2];
+        (void)snprintf(wanted, sizeof(wanted), forms[i & 1], k->stream, k->name); /* NOLINT(clang-diagnostic-format-nonliteral): one of two */
+        if (strcmp(subject, wanted) != 0) continue;
+        struct question *q = &world.questions[world.questioned++ % QUESTIONS];
+        q->is_pull = i & 1;
+        (void)snprintf(q->inbox, sizeof(q->inbox), "%s", reply);
+        if (q->is_pull) check_pull(k, data);
+        return;
+    }
+    MUST(!"a subject that a handler link may use");
+}
+
 static natsStatus world_send(natsConnection *nc, const char *subject, const char *reply, const void *data, int len) {
     struct server *s = (struct server *)(void *)nc;
     struct conn *c = conn_of(nc);
     natsStatus status = s->next;
-    MUST(c->state == CONN_UP && oracle_subject(span_of(subject), false) && len >= 0 && len <= s->max_payload);
+    MUST(c->state == CONN_UP && !c->io.broken && oracle_subject(span_of(subject), false) && len >= 0 && len <= s->max_payload);
     MUST(!reply || oracle_subject(span_of(reply), false));
     s->next = NATS_OK;
+    world.deaf |= status != NATS_OK;
     if (status != NATS_OK) return status;
+    const struct link *l = (const struct link *)(void *)c;
+    if (c != &lattice && l->is_handler) to_jetstream(l, subject, reply, (struct span){data, (size_t)len});
     if (c == &lattice && strncmp(subject, "C.", 2) == 0) to_caller(subject, reply, data, (size_t)len);
-    else if (c == &lattice && reply) (void)snprintf(world.started[world.starts++ % CALLERS], INBOX_MAX + 16, "%s", reply);
-    else if (c != &lattice && (reply || strncmp(subject, c->inbox, c->inbox_len) != 0)) { /* no echo */
+    else if (c == &lattice && reply) to_component(reply, data, (size_t)len);
+    else if (c != &lattice && !l->is_handler && (reply || strncmp(subject, c->inbox, c->inbox_len) != 0)) { /* no echo */
         bool own = reply && strncmp(reply, c->inbox, c->inbox_len) == 0;
         if (own) (void)snprintf(world.asked[world.asks++ % CALLERS], INBOX_MAX + 16, "%s", reply);
         world.digest = digest(digest(world.digest, subject, strlen(subject) + 1), data, (size_t)len);
@@ -410,6 +498,8 @@ static void world_end(void) {
         MUST(c->shaken == 1 && c->ended == 1);
         check_result(c);
     }
+    for (const struct delivery *d = world.deliveries; d < world.deliveries + world.delivered; d++)
+        MUST(world.deaf || d->came == d->acked + d->refused);
     if (lattice.state == CONN_UP) conn_close(&lattice);
     json_decref(lattice.settings);
     json_decref(self.config);
@@ -444,9 +534,58 @@ static natsMsg *message(const char *subject, const char *reply, struct span data
     return msg;
 }
 
+/* What a component's host answers: whether it may count as done. */
+static void note_answer(natsMsg *msg) {
+    const char *subject = natsMsg_GetSubject(msg), *suffix;
+    const struct call *c = inbox_kind(&lattice, subject) ? call_of_subject(&lattice, subject, &suffix) : NULL;
+    for (struct start *s = world.started; s < world.started + CALLERS; s++) {
+        size_t n = strlen(s->inbox);
+        if (n == 0 || strncmp(subject, s->inbox, n) != 0 || !c || c->kind != CALL_HANDLER) continue;
+        if (!subject[n] && !natsMsg_IsNoResponders(msg)) s->shaken |= is_inbox(natsMsg_GetReply(msg));
+        if (strcmp(subject + n, ".results") != 0 || !s->shaken || s->begun || natsMsg_GetDataLength(msg) == 0) continue;
+        s->begun = true;
+        if (s->of && *natsMsg_GetData(msg) == 0) s->of->ok++;
+    }
+}
+
+/* The tokens between dots, in place. Returns how many there are. */
+static size_t split_dots(char *text, char *tokens[16]) {
+    size_t n = 0;
+    for (char *token; (token = strsep(&text, ".")); n++) if (n < 16) tokens[n] = token;
+    return n;
+}
+
+/* protocol: ADR-15, written a second time. The consumer that a reply subject belongs to, or NULL. */
+static const struct consumer *oracle_consumer(const struct link *l, const char *ack) {
+    char copy[INBOX_MAX], *token[16];
+    const struct consumer *found = NULL;
+    if (!ack || strlen(ack) >= sizeof(copy) || !oracle_subject(span_of(ack), false)) return NULL;
+    size_t n = split_dots(strcpy(copy, ack), token), first = n == 9 ? 2 : 4;
+    if ((n != 9 && n != 11 && n != 12) || strcmp(token[0], "$JS") != 0 || strcmp(token[1], "ACK") != 0) return NULL;
+    for (const struct consumer *k = l->consumers; k < l->consumers + l->consumer_count && !found; k++)
+        if (strcmp(k->stream, token[first]) == 0 && strcmp(k->name, token[first + 1]) == 0) found = k;
+    return found;
+}
+
+/* What comes to a link. Returns false if it is a delivery more than are noted here. */
+static bool note_delivery(const struct conn *c, natsMsg *msg) {
+    const char *ack = natsMsg_GetReply(msg);
+    if (inbox_kind(c, natsMsg_GetSubject(msg)) || !oracle_consumer((const struct link *)(const void *)c, ack)) return true;
+    struct delivery *d = delivery_of(ack);
+    if (!d && world.delivered == DELIVERIES) return false;
+    if (!d) d = &world.deliveries[world.delivered++];
+    (void)snprintf(d->ack, sizeof(d->ack), "%s", ack);
+    d->came++;
+    d->body = digest(0, natsMsg_GetData(msg), (size_t)natsMsg_GetDataLength(msg));
+    return true;
+}
+
 /* As nats.c hands it over. */
 static void arrive(struct conn *c, natsMsg *msg) {
-    if (c->state == CONN_UP) on_filter(c->nc, &msg, c);
+    bool up = c->state == CONN_UP && (c->io.broken || c == &lattice || note_delivery(c, msg));
+    if (up && c == &lattice && !c->io.broken) note_answer(msg);
+    c->io.heard_ms = now;
+    if (up) on_filter(c->nc, &msg, c);
     else natsMsg_free(msg);
 }
 
@@ -776,8 +915,8 @@ static void happen(struct link *handler, struct link *const consumers[2]) {
         break;
     }
     case 5: case 6: case 7: { /* from a component's host: handshake, result, failure */
-        (void)snprintf(subject, sizeof(subject), "%s%s", world.started[n % CALLERS], suffixes[op / 16 % COUNT_OF(suffixes)]);
-        if (!*world.started[n % CALLERS]) break;
+        (void)snprintf(subject, sizeof(subject), "%s%s", world.started[n % CALLERS].inbox, suffixes[op / 16 % COUNT_OF(suffixes)]);
+        if (!*world.started[n % CALLERS].inbox) break;
         text = text_of(take_span());
         natsMsg *msg = message(subject, *text && *text != 'C' && op / 16 % COUNT_OF(suffixes) == 0 ? text : op & 128 ? "H.rs" : NULL, take_span());
         if (n & 128) MUST(natsMsgHeader_Set(msg, "Status", "503") == NATS_OK);
@@ -811,7 +950,7 @@ static void happen(struct link *handler, struct link *const consumers[2]) {
         if (l->conn.state == CONN_UP) atomic_store(&l->conn.closed, !(n & 4));
         else if (l->conn.state == CONN_WAITING) now = MAX(now, l->conn.due_ms);
         else server_up(&l->conn);
-        link_step(l);
+        if (l->used) link_step(l);
         break;
     case 13: /* the lattice does */
         world.lossy = true;
@@ -851,6 +990,144 @@ static void fuzz_calls(const uint8_t *data, size_t len) {
         check_world();
         if (stop_step()) break;
     }
+    world_end();
+}
+
+/* A handler link with consumers; some of them, as the flags say. */
+static json_t *consuming_link(unsigned flags) {
+    static const char *const lists[] = {
+        "[{\"stream\":\"S\",\"consumer\":\"c\"}]", "[{\"stream\":\"S\",\"consumer\":\"c\",\"max_messages\":3},{\"stream\":\"S\",\"consumer\":\"d\"}]",
+        "[{\"stream\":\"S\",\"consumer\":\"c\",\"max_messages\":1,\"max_bytes\":100},{\"stream\":\"T\",\"consumer\":\"c\"},{\"stream\":\"c\",\"consumer\":\"S\"}]",
+    };
+    static const char *const in_flight[] = {"1", "2", "7", "24"}, *const timeouts[] = {"3000", "70000"};
+    return json_pack("{s:s, s:s, s:s, s:{s:s, s:s, s:s, s:s, s:s}}", "source_id", self.key, "target", "echo", "name", "default", "source_config",
+                     "consumers", lists[flags % 3], "max_in_flight", in_flight[flags >> 2 & 3], "handler_timeout_ms", timeouts[flags >> 4 & 1],
+                     "subscriptions", flags & 32 ? "t.>" : "", "ping_interval_sec", "86400");
+}
+
+/* The handler links: the one that stays, or else the one that leaves. */
+static struct link *handler_link(bool stays) {
+    struct link *found = NULL;
+    EACH_LINK(l) if (l->is_handler && (!found || l->leaving != stays)) found = l;
+    return found;
+}
+
+/* A consumer's configuration, as JetStream tells it. */
+static json_t *consumer_info(unsigned choice) {
+    json_t *config = json_pack("{s:s, s:I, s:I, s:I, s:I}", "ack_policy", choice & 1 ? "explicit" : "none", "ack_wait", (json_int_t)1000000 << choice % 18,
+                               "max_deliver", (json_int_t)(choice & 2 ? 3 : -1), "max_batch", (json_int_t)world.max_batch,
+                               "max_expires", choice & 4 ? (json_int_t)2000000 << choice % 13 : 0);
+    if (choice & 8) json_object_set_new(config, "backoff", json_pack("[I,I]", (json_int_t)1000000000, (json_int_t)(choice & 2 ? -1 : 50000000)));
+    if (choice == 255) json_object_set_new(config, "deliver_subject", json_string("d"));
+    return json_pack("{s:o}", "config", config);
+}
+
+/* JetStream answers a question: INFO, whole or cut, an error, or what is none; or a status line. */
+static void jetstream_answers(struct link *l, const struct question *q, unsigned how) {
+    static const char *const statuses[] = {"100", "404", "408", "409", "409", "409", "409", "409", "503", "400", "", "x"};
+    static const char *const words[] = {"", "Batch Completed", "Leadership Change", "Server Shutdown", "Message Size Exceeds MaxBytes", "Consumer Deleted",
+                                        "Exceeded MaxWaiting", "Exceeded MaxRequestBatch of 1"};
+    char *text = NULL, *own = NULL;
+    unsigned choice = take();
+    if (!*q->inbox) return;
+    if (how & 1) {
+        natsMsg *msg = message(q->inbox, NULL, how & 32 ? take_span() : (struct span){0});
+        own = how & 64 ? text_of(take_span()) : NULL;
+        if (*statuses[choice % 12]) MUST(natsMsgHeader_Set(msg, "Status", statuses[choice % 12]) == NATS_OK);
+        if (own || choice / 12 % 8) MUST(natsMsgHeader_Set(msg, "Description", own ? own : words[choice / 12 % 8]) == NATS_OK);
+        arrive(&l->conn, msg);
+    } else if (how & 2) {
+        world.max_batch = 0; /* it may say anything */
+        arrive(&l->conn, message(q->inbox, NULL, take_span()));
+    } else {
+        json_t *json = how & 4 ? json_pack("{s:{s:i, s:s}}", "error", "code", 404, choice & 1 ? "description" : "err", "consumer not found") : consumer_info(choice);
+        text = json_dumps(json, JSON_COMPACT);
+        arrive(&l->conn, message(q->inbox, NULL, (struct span){text, how & 8 ? choice % strlen(text) : strlen(text)}));
+        json_decref(json);
+    }
+    free(own);
+    json_give(text);
+}
+
+/* JetStream delivers a message: a reply subject in one of its forms, with tokens of its own or of somebody else. */
+static void jetstream_delivers(struct link *l, unsigned how) {
+    static const char *const forms[] = {"$JS.ACK.%s.%s.%s.%u.7.1700000000.3", "$JS.ACK._.hAsH.%s.%s.%s.%u.7.1700000000.3", "$JS.ACK.hub.hAsH.%s.%s.%s.%u.7.1700000000.3.rnd"};
+    static const char *const sent[] = {"1", "2", "3", "0", "40", "18446744073709551616", "-1", "x"};
+    static const uint8_t big[MESSAGE_MAX + 1];
+    static unsigned sequence;
+    const struct consumer *k = &l->consumers[l->consumer_count ? take() % l->consumer_count : 0];
+    char ack[SUBJECT_MAX], *own = how & 128 ? text_of(take_span()) : NULL;
+    sequence = world.delivered ? sequence + !(how & 4) : 1;
+    if (own) (void)snprintf(ack, sizeof(ack), "%s%.900s", how & 64 ? "" : "$JS.ACK.", own);
+    else (void)snprintf(ack, sizeof(ack), forms[how % 3], k->stream ? k->stream : "S", k->name ? k->name : "c", sent[how >> 3 & 7], sequence);
+    struct span body = take_span();
+    if (how & 64 && !own) body = (struct span){(const char *)big, body.len % 2 ? sizeof(big) : 4000 + body.len};
+    natsMsg *msg = message("t.delivered", ack, body);
+    if (body.len % 4 == 1) MUST(natsMsgHeader_Set(msg, "traceparent", "00-1-2-00") == NATS_OK);
+    arrive(&l->conn, msg);
+    free(own);
+}
+
+/* A turn of the loop, but without reading. */
+static void turn(void) {
+    expire_calls();
+    conn_step(&lattice);
+    EACH_LINK(l) {
+        work_off(l);
+        consumers_step(l);
+        conn_write(&l->conn);
+        if (l->unsettled > 0) settle(l);
+        link_step(l);
+    }
+}
+
+/* A connection that is away, or about to be, may lose an answer. */
+static void note_links(void) {
+    world.lossy |= lattice.state != CONN_UP || lattice.io.broken;
+    EACH_LINK(l) world.deaf |= l->is_handler && (l->conn.state == CONN_WAITING || l->conn.io.broken);
+}
+
+/* One thing that happens to a link with consumers, or to its provider. */
+static void happen_to_consumers(unsigned op, struct link *const consumers[2]) {
+    struct link *l = handler_link(op & 8);
+    unsigned n = op / 16;
+    switch (l ? op % 8 : 7) {
+    case 0: jetstream_delivers(l, take()); break;
+    case 1: jetstream_answers(l, &world.questions[(world.questioned - 1 - n) % QUESTIONS], take()); break;
+    case 2: link_up(l); break;
+    case 3: {
+        json_t *json = consuming_link(take());
+        if (n == 0) link_delete(json);
+        else link_put(json);
+        json_decref(json);
+        break;
+    }
+    case 4: now += 1u << n; break;
+    default: happen(l ? l : consumers[0], consumers);
+    }
+}
+
+/* Messages of JetStream, their acknowledgements, and everything else. The first byte: the link; the second: JetStream. */
+static void fuzz_jetstream(const uint8_t *data, size_t len) {
+    in = (struct span){(const char *)data, len};
+    world_begin();
+    json_t *json = consuming_link(take());
+    unsigned flags = take();
+    world.max_batch = flags & 3 ? (flags & 3) * 2 : 0;
+    link_put(json);
+    json_decref(json);
+    struct link *const consumers[] = {put(false, "other", "cluster_uris", "h:1"), put(false, "echo", "cluster_uris", "h:1,h:2")};
+    if (flags & 4) world.servers[LINK_SLOTS].max_payload = 256 + (flags >> 3);
+    link_up(handler_link(true));
+    for (unsigned i = 0; in.len > 0 && i < 200; i++) {
+        happen_to_consumers(take(), consumers);
+        note_links();
+        turn();
+        note_links();
+        check_world();
+        if (stop_step()) break;
+    }
+    note_links();
     world_end();
 }
 
@@ -965,7 +1242,7 @@ void fuzz_guard(const uint8_t *data, size_t len); /* guard.c */
 
 static const struct target { const char *name; void (*run)(const uint8_t *, size_t); } targets[] = {
     {"wire", fuzz_wire}, {"result", fuzz_result}, {"subjects", fuzz_subjects}, {"nkeys", fuzz_nkeys}, {"secrets", fuzz_secrets},
-    {"chunks", fuzz_chunks}, {"calls", fuzz_calls}, {"links", fuzz_links}, {"host", fuzz_host}, {"pem", fuzz_pem},
+    {"chunks", fuzz_chunks}, {"calls", fuzz_calls}, {"jetstream", fuzz_jetstream}, {"links", fuzz_links}, {"host", fuzz_host}, {"pem", fuzz_pem},
     {"guard", fuzz_guard},
 };
 

@@ -179,6 +179,31 @@ def certificates():
         seed("pem", b"\x10-----BEGIN X509 CRL-----\n-----END X509 CRL-----\n")
 
 
+def jetstream():
+    """Histories of consumers' messages: the letters are those of happen_to_consumers() in fuzz.c, and with 15 of happen()."""
+    pulled = bytes([12, 9, 0, 1, 12])  # asked, answered, asked for messages
+    infos = bytes([9, 4, 1]), bytes([9, 8, 77]), bytes([9, 0, 0]), bytes([9, 0, 255]), bytes([9, 2]) + short(b'{"config":{"ack_policy":"explicit"}}')
+    shaken, nobody = bytes([15, 5, 0]) + short(b"H.rs") + short(b""), bytes([15, 5, 128]) + short(b"") + short(b"")
+    ok, error, trap = (bytes([15, 16 + 5, 0]) + short(b"") + short(r) for r in (b"\0", b"\1\4fail", b""))
+    link_breaks, lattice_breaks, stops, late = bytes([15, 128 + 12, 0]), bytes([15, 128 + 13, 0]), bytes([15, 15, 4]), bytes([15, 128 + 10, 255])
+
+    def delivered(how, body=b"hello", consumer=0, own=None):
+        return bytes([8, how, consumer]) + (b"" if own is None else short(own)) + short(body)
+    for link in range(0, 64, 5):
+        for how in 0, 1, 2, 3 + 8, 4 + 40, 64, 64 + 32:
+            head = bytes([link, link % 4]) + pulled + delivered(how) + delivered(how, b"")
+            for end in ok, error, trap, late, late * 3, nobody + late * 4, nobody + bytes([124]) + ok, stops, bytes([11, link]), bytes([27, link + 1]) + ok:
+                seed("jetstream", head + shaken + end)
+            seed("jetstream", head + shaken + link_breaks + ok + bytes([252]) + bytes([10]) * 2)
+            seed("jetstream", head + lattice_breaks + delivered(how) + late * 4)
+    for own in b"S.c.1.1.1.1.1", b"_.h.S.c.1.1.1.1.1", b"d.h.S.d.2.9.9.9.9.r", b"S.c.1.1", b"S.c..1.1.1.1", b"S.c.*.1.1.1.1", b"S.c.1.1.1.1." + b"9" * 220:
+        seed("jetstream", bytes([4, 0]) + pulled + delivered(128, own=own) + shaken + ok)
+    for info in infos:
+        seed("jetstream", bytes([8, 1]) + bytes([12]) + info + bytes([252, 9, 0, 1]) + delivered(0) + shaken + ok)
+    for status in range(96):
+        seed("jetstream", bytes([8, 1]) + pulled + bytes([9, 1, status, 252, 12]) + delivered(0) + bytes([9, 65, status]) + short(b"words") + shaken + ok)
+
+
 def guarded():
     """Input of a NATS server: raw bytes, and choices of valid lines."""
     pieces = bytes([255] * 4), bytes([0, 5, 2, 9]), bytes([19, 127, 200, 3])
@@ -197,7 +222,7 @@ def dictionary(host):
     source = (HERE.parent.parent / "provider.c").read_text()
     words = set(re.findall(r'"([a-z][a-z_0-9.-]{2,24})"', source + json.dumps(host)))
     words |= {"nats://", "tls://", "-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----", "\\u0000", "\\ud800", "true", "null", ".>", "|",
-              "MSG ", "HMSG ", "INFO ", "-ERR ", "+OK", "PING", " 2147483600", " 7000"}
+              "$JS.ACK.", "deliver_subject", "ack_policy", "explicit", "MSG ", "HMSG ", "INFO ", "-ERR ", "+OK", "PING", " 2147483600", " 7000"}
     (out / "dictionary").write_text("".join('"' + word.replace("\\", "\\\\") + '"\n' for word in sorted(words)))
 
 
@@ -207,5 +232,6 @@ wire_values(capture)
 calls(capture)
 orders(capture, host_data, json.loads((GOLDEN / "xkey.json").read_text()))
 certificates()
+jetstream()
 guarded()
 dictionary(host_data)
