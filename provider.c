@@ -2225,7 +2225,7 @@ static bool span_is(struct span s, const char *text) { return strlen(text) == s.
  * reply subject from no client, so nobody can have a message acknowledged that the component never saw (client.go). */
 static struct consumer *consumer_of(struct link *l, const char *ack) {
     struct ack a;
-    if (l->consumer_count == 0 || !is_inbox(ack) || !read_ack(ack, &a)) return NULL;
+    if (l->consumer_count == 0 || !ack || strlen(ack) >= INBOX_MAX || !is_subject(span_of(ack), false) || !read_ack(ack, &a)) return NULL;
     for (struct consumer *k = l->consumers; k < l->consumers + l->consumer_count; k++)
         if (span_is(a.stream, k->stream) && span_is(a.consumer, k->name)) return k;
     return NULL;
