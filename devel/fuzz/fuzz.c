@@ -758,6 +758,73 @@ static void fuzz_subjects(const uint8_t *data, size_t len) {
     free(text);
 }
 
+/* Where a message is acknowledged: what is taken for that has its tokens where ADR-15 puts them. */
+static void check_ack(const char *text) {
+    char *copy = strdup(text), *token[16];
+    struct ack a = {0};
+    size_t n = split_dots(copy, token), first = n == 9 ? 2 : 4;
+    bool good = (n == 9 || n == 11 || n == 12) && strcmp(token[0], "$JS") == 0 && strcmp(token[1], "ACK") == 0;
+    MUST(read_ack(text, &a) == good);
+    if (good) MUST(same(a.stream, span_of(token[first])) && same(a.consumer, span_of(token[first + 1])));
+    for (size_t i = 2; good && i < 4; i++) {
+        const char *digits = token[first + i];
+        bool number = *digits && strlen(digits) < 19 && strspn(digits, "0123456789") == strlen(digits);
+        if (number) MUST((i == 2 ? a.deliveries : a.sequence) == strtoull(digits, NULL, 10));
+    }
+    free(copy);
+}
+
+static bool oracle_name(const json_t *name) {
+    const char *text = json_string_value(name);
+    return text && strlen(text) < ID_MAX && oracle_subject(span_of(text), false) && !strpbrk(text, ".*>");
+}
+
+static bool oracle_limit(const json_t *limit) { return !limit || (json_is_integer(limit) && json_integer_value(limit) >= 1); }
+
+static bool oracle_entry(const json_t *list, size_t i) {
+    const json_t *item = json_array_get(list, i), *stream = json_object_get(item, "stream"), *name = json_object_get(item, "consumer");
+    if (!oracle_name(stream) || !oracle_name(name) || json_string_length(stream) + json_string_length(name) > INBOX_MAX / 2 - 1) return false;
+    for (size_t j = 0; j < i; j++) {
+        const json_t *other = json_array_get(list, j);
+        if (json_equal(stream, json_object_get(other, "stream")) && json_equal(name, json_object_get(other, "consumer"))) return false;
+    }
+    return oracle_limit(json_object_get(item, "max_messages")) && oracle_limit(json_object_get(item, "max_bytes"));
+}
+
+/* Settings with this list of consumers: what is right makes subjects that are right, and its messages can be acknowledged. */
+static void check_consumer_list(const char *text) {
+    struct link *l = &links[0];
+    char subject[2 * INBOX_MAX];
+    json_t *settings = json_object();
+    json_object_set_new(settings, "consumers", json_stringn_nocheck(text, strlen(text)));
+    json_t *list = read_consumers(settings);
+    bool good = json_is_array(list) && json_array_size(list) <= CONSUMERS_PER_LINK;
+    for (size_t i = 0; good && i < json_array_size(list); i++) good = oracle_entry(list, i);
+    MUST(good == !wrong_consumers(list));
+    *l = (struct link){.conn.settings = settings};
+    if (good) link_fill_consumers(l);
+    MUST(l->consumer_count == (good ? json_array_size(list) : 0));
+    for (const struct consumer *k = l->consumers; k < l->consumers + l->consumer_count; k++) {
+        (void)snprintf(subject, sizeof(subject), "$JS.ACK.%s.%s.%" PRIu64 ".%" PRIu64 ".%" PRIu64 ".%" PRIu64 ".%" PRIu64, k->stream, k->name,
+                       UINT64_MAX, UINT64_MAX, UINT64_MAX, UINT64_MAX, UINT64_MAX);
+        MUST(oracle_subject(span_of(subject), false) && consumer_of(l, subject) == k && oracle_consumer(l, subject) == k);
+    }
+    json_decref(l->consumers_json);
+    json_decref(list);
+    json_decref(settings);
+    memset(l, 0, sizeof(*l));
+}
+
+/* A reply subject, and a list of consumers: the same text is tried as both. */
+static void fuzz_acks(const uint8_t *data, size_t len) {
+    struct span s = {(const char *)data, len};
+    char *text = text_of(s);
+    check_ack(text);
+    check_consumer_list(text);
+    MUST(world.blocks == 0);
+    free(text);
+}
+
 /* A second nkey codec: the bits one by one, another form of the CRC. */
 static uint16_t oracle_crc(const uint8_t *bytes, size_t len) {
     uint16_t crc = 0;
@@ -1242,7 +1309,8 @@ void fuzz_guard(const uint8_t *data, size_t len); /* guard.c */
 
 static const struct target { const char *name; void (*run)(const uint8_t *, size_t); } targets[] = {
     {"wire", fuzz_wire}, {"result", fuzz_result}, {"subjects", fuzz_subjects}, {"nkeys", fuzz_nkeys}, {"secrets", fuzz_secrets},
-    {"chunks", fuzz_chunks}, {"calls", fuzz_calls}, {"jetstream", fuzz_jetstream}, {"links", fuzz_links}, {"host", fuzz_host}, {"pem", fuzz_pem},
+    {"chunks", fuzz_chunks}, {"calls", fuzz_calls}, {"jetstream", fuzz_jetstream}, {"acks", fuzz_acks},
+    {"links", fuzz_links}, {"host", fuzz_host}, {"pem", fuzz_pem},
     {"guard", fuzz_guard},
 };
 

@@ -200,6 +200,14 @@ def jetstream():
         seed("jetstream", bytes([4, 0]) + pulled + delivered(128, own=own) + shaken + ok)
     for info in infos:
         seed("jetstream", bytes([8, 1]) + bytes([12]) + info + bytes([252, 9, 0, 1]) + delivered(0) + shaken + ok)
+    for own in "S.c.1.2.3.4.5", "_.h.S.c.1.2.3.4.5", "_.h.S.c.1.2.3.4.5.r", "S.c.1.2.3.4.5.6", "S.c.1.2.3.4", "S..1.2.3.4.5", "a.b.c.d.e.f.g.h.i.j.k.l":
+        seed("acks", b"$JS.ACK." + own.encode())
+    entry = {"stream": "S", "consumer": "c", "max_messages": 1, "max_bytes": 100}
+    for change in {}, {"stream": "a.b"}, {"consumer": "*"}, {"stream": ""}, {"consumer": "s" * 127}, {"max_messages": 0}, {"max_bytes": 1.5}, {"max_bytes": None}, {"x": 1}:
+        seed("acks", json.dumps([{**entry, **change}]).encode())
+        seed("acks", json.dumps([entry, {**entry, **change}]).encode())
+    seed("acks", json.dumps([{**entry, "consumer": str(n)} for n in range(9)]).encode())
+    seed("acks", json.dumps([{"stream": "s" * 64, "consumer": "c" * 63}]).encode())
     for status in range(96):
         seed("jetstream", bytes([8, 1]) + pulled + bytes([9, 1, status, 252, 12]) + delivered(0) + bytes([9, 65, status]) + short(b"words") + shaken + ok)
 
