@@ -419,6 +419,84 @@ static void test_servers(void) {
     CHECK(same(url_address(span_of("nats://user:p@ss@host:1")), span_of("host:1")));
 }
 
+/* ---- JetStream: reply subjects, lists of consumers ------------------------------------------------------------------------------ */
+
+static void test_acks(void) {
+    static const struct { const char *subject; uint64_t deliveries, sequence; } acks[] = {
+        {"$JS.ACK.S.c.1.2.3.1700000000000000000.0", 1, 2}, {"$JS.ACK.S.c.18446744073709551615.9.8.7.6", UINT64_MAX, 9},
+        {"$JS.ACK._.hAsH.S.c.3.40.5.6.7", 3, 40}, {"$JS.ACK.hub.hAsH.S.c.3.40.5.6.7.rnd", 3, 40}, {"$JS.ACK.S.c.x.2.3.4.5", 0, 2},
+    };
+    static const char *const none[] = {
+        "", ".", "$JS.ACK", "$JS.ACK.", "$JS.ACK.S.c", "$JS.ACK.S.c.1.2.3.4", "$JS.ACK.S.c.1.2.3.4.5.6", "$JS.ACK.a.b.S.c.1.2.3.4.5.6.7",
+        "$JS.ACKS.S.c.1.2.3.4.5", "$js.ack.S.c.1.2.3.4.5", "x.$JS.ACK.S.c.1.2.3.4", "a.b.S.c.1.2.3.4.5", "$JS.API.S.c.1.2.3.4.5", "...........................",
+    };
+    struct ack a;
+    for (size_t i = 0; i < COUNT_OF(acks); i++)
+        verify(read_ack(acks[i].subject, &a) && same(a.stream, span_of("S")) && same(a.consumer, span_of("c")) &&
+               a.deliveries == acks[i].deliveries && a.sequence == acks[i].sequence, acks[i].subject, __LINE__);
+    for (size_t i = 0; i < COUNT_OF(none); i++) verify(!read_ack(none[i], &a), none[i], __LINE__);
+}
+
+/* Settings with this list. Returns what is wrong with it, or NULL. */
+static const char *wrong_list(const char *list) {
+    json_t *settings = json_object();
+    json_object_set_new(settings, "consumers", json_string(list));
+    json_t *consumers = read_consumers(settings);
+    const char *wrong = wrong_consumers(consumers);
+    json_decref(consumers);
+    json_decref(settings);
+    return wrong;
+}
+
+#define NAME_32 "0123456789abcdef0123456789abcdef"
+#define NAME_64 NAME_32 NAME_32
+#define ENTRY(stream, consumer) "{\"stream\":\"" stream "\",\"consumer\":\"" consumer "\"}"
+#define LIMITED(more) "[{\"stream\":\"S\",\"consumer\":\"c\"," more "}]"
+
+static void test_consumers(void) {
+    static const char *const good[] = {
+        "[]", "[" ENTRY("S", "c") "]", " [ " ENTRY("S", "c") " , " ENTRY("S", "d") " ] ", "[" ENTRY("S", "c") "," ENTRY("c", "S") "]", "[" ENTRY("\u00e9", "$x-_1") "]",
+        LIMITED("\"max_messages\":1"), LIMITED("\"max_messages\":9223372036854775807,\"max_bytes\":1"), LIMITED("\"other\":0"),
+        "[" ENTRY("S", "0") "," ENTRY("S", "1") "," ENTRY("S", "2") "," ENTRY("S", "3") "," ENTRY("S", "4") "," ENTRY("S", "5") "," ENTRY("S", "6") "," ENTRY("S", "7") "]",
+    };
+    static const char *const bad[] = {
+        "", "S", "{}", "null", "\"S\"", "[", "[]x", "[1]", "[[]]", "[null]", "[{}]", "[{\"stream\":\"S\"}]", "[{\"consumer\":\"c\"}]", "[{\"stream\":\"S\",\"consumer\":1}]",
+        ENTRY("S", "c"), "[" ENTRY("", "c") "]", "[" ENTRY("S", "") "]", "[" ENTRY("a.b", "c") "]", "[" ENTRY("S", "a.b") "]", "[" ENTRY("*", "c") "]", "[" ENTRY("S", ">") "]",
+        "[" ENTRY("S", "a b") "]", "[" ENTRY("S\\r\\nPUB", "c") "]", "[" ENTRY("S\\u0000", "c") "]", "[" ENTRY("S", "c") "," ENTRY("S", "c") "]",
+        LIMITED("\"max_messages\":0"), LIMITED("\"max_messages\":-1"), LIMITED("\"max_messages\":1.5"), LIMITED("\"max_messages\":\"1\""), LIMITED("\"max_messages\":null"),
+        LIMITED("\"max_messages\":9223372036854775808"), LIMITED("\"max_bytes\":0"), LIMITED("\"max_bytes\":[]"),
+        "[" ENTRY(NAME_64, NAME_64) "]",
+        "[" ENTRY("S", "0") "," ENTRY("S", "1") "," ENTRY("S", "2") "," ENTRY("S", "3") "," ENTRY("S", "4") "," ENTRY("S", "5") "," ENTRY("S", "6") "," ENTRY("S", "7") "," ENTRY("S", "8") "]",
+    };
+    for (size_t i = 0; i < COUNT_OF(good); i++) verify(!wrong_list(good[i]), good[i], __LINE__);
+    for (size_t i = 0; i < COUNT_OF(bad); i++) verify(wrong_list(bad[i]), bad[i], __LINE__);
+    json_t *nothing = json_object(), *none = read_consumers(nothing);
+    CHECK(json_is_array(none) && json_array_size(none) == 0 && !wrong_consumers(none));
+    json_decref(none);
+    json_decref(nothing);
+}
+
+/* Which consumer a message came from: one of this link's, even with the longest names and numbers. */
+static void test_consumer_of(void) {
+    static struct link l;
+    l.conn.settings = json_object();
+    json_object_set_new(l.conn.settings, "consumers", json_string("[" ENTRY("S", "c") "," ENTRY("S", "d") "," ENTRY(NAME_64, NAME_32 "0123456789abcdef0123456789abcde") "]"));
+    CHECK(!consumer_of(&l, "$JS.ACK.S.c.1.2.3.4.5")); /* it has none yet */
+    link_fill_consumers(&l);
+    CHECK(l.consumer_count == 3 && l.conn.pulls);
+    CHECK(consumer_of(&l, "$JS.ACK.S.c.1.2.3.4.5") == &l.consumers[0] && consumer_of(&l, "$JS.ACK._.h.S.d.1.2.3.4.5") == &l.consumers[1]);
+    char longest[INBOX_MAX];
+    (void)snprintf(longest, sizeof(longest), "$JS.ACK.%s.%s.%s.%s.%s.%s.%s", l.consumers[2].stream, l.consumers[2].name,
+                   "18446744073709551615", "18446744073709551615", "18446744073709551615", "18446744073709551615", "18446744073709551615");
+    CHECK(strlen(longest) == 241 && consumer_of(&l, longest) == &l.consumers[2]);
+    static const char *const none[] = {"r.eply", "$JS.ACK.S.e.1.2.3.4.5", "$JS.ACK.Sc.d.1.2.3.4.5", "$JS.ACK.s.c.1.2.3.4.5", "$JS.ACK.S.cc.1.2.3.4.5", "$JS.ACK.S.c.1.2.3.*.5",
+                                       "$JS.ACK.S.c.1.2.3.4.5 0\r\nPUB x"};
+    for (size_t i = 0; i < COUNT_OF(none); i++) verify(!consumer_of(&l, none[i]), none[i], __LINE__);
+    CHECK(!consumer_of(&l, NULL));
+    json_decref(l.consumers_json);
+    json_decref(l.conn.settings);
+}
+
 /* ---- keys and secrets: devel/tests/golden/xkey.json --------------------------------------------------------------------------- */
 
 #define HOST_PUBLIC "XBND6ABUQHDG37XISQTBABPVNLOHOC7224HYWKP3Q3BFUMM2WNZSH7WC"
@@ -722,7 +800,8 @@ int main(void) {
     static const struct { const char *name; void (*test)(void); } groups[] = {
         {"u32", test_u32}, {"strings", test_strings}, {"golden parameters", test_golden}, {"random messages", test_random_messages},
         {"results in pieces", test_results}, {"subjects", test_subjects}, {"lists", test_lists},
-        {"servers", test_servers}, {"nkeys", test_keys},
+        {"servers", test_servers}, {"acknowledgements", test_acks}, {"lists of consumers", test_consumers}, {"consumers of messages", test_consumer_of},
+        {"nkeys", test_keys},
         {"secrets", test_secrets}, {"log lines", test_log}, {"repeated lines", test_gates}, {"records", test_records},
         {"shares of records", test_shares}, {"call slots", test_slots}, {"arena", test_arena},
     };
