@@ -1371,7 +1371,7 @@ static const char *wrong_consumers(const json_t *list) {
 
 static json_t *read_consumers(const json_t *settings) { return json_loads(get(settings, "consumers") ? get(settings, "consumers") : "[]", 0, NULL); }
 
-/* The keys whose values are numbers, and where they end. */
+/* The keys whose values are numbers, and their bounds. */
 static const struct number { const char *key; uint64_t low, high, missing; const char *wrong; } numbers[] = {
     {"ping_interval_sec", 1, 86400, PING_INTERVAL_S_DEFAULT, "ping_interval_sec is no number from 1 to 86400"},
     {"max_in_flight", 1, CALLS_MAX / 2, MAX_IN_FLIGHT_DEFAULT, "max_in_flight is no number from 1 to half of CALLS_MAX"},
@@ -1611,7 +1611,8 @@ static struct trace trace_of(natsMsg *msg) {
     return t;
 }
 
-/* Bytes that wait: a message in a backlog, or parameters of a call. A block of the arena, counted against its link. */
+/* Bytes that wait: a message in a backlog, one of a consumer until it is acknowledged, parameters of a call. A block of the
+ * arena, counted against its link. */
 struct record {
     struct record *next;
     uint32_t len, room;      /* of the parameters */

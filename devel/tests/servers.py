@@ -59,7 +59,7 @@ class NatsServer:
         """Ends it as a crash does."""
         if self.process and self.process.poll() is None:
             self.process.send_signal(how)
-            self.process.wait(DEADLINE)
+            self.process.wait(6 * DEADLINE)  # a disk that is busy keeps even a killed process
         return self
 
     def remove(self):
