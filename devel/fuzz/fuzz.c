@@ -1060,10 +1060,12 @@ static void fuzz_calls(const uint8_t *data, size_t len) {
     world_end();
 }
 
-/* A handler link with consumers; some of them, as the flags say. */
+/* A handler link with consumers; some of them, as the flags say. With max_bytes: for what a request brings without it there is
+ * no memory under the small limits of this file, and so no request. */
 static json_t *consuming_link(unsigned flags) {
     static const char *const lists[] = {
-        "[{\"stream\":\"S\",\"consumer\":\"c\"}]", "[{\"stream\":\"S\",\"consumer\":\"c\",\"max_messages\":3},{\"stream\":\"S\",\"consumer\":\"d\"}]",
+        "[{\"stream\":\"S\",\"consumer\":\"c\",\"max_bytes\":5000}]",
+        "[{\"stream\":\"S\",\"consumer\":\"c\",\"max_messages\":3,\"max_bytes\":2000},{\"stream\":\"S\",\"consumer\":\"d\",\"max_bytes\":9000}]",
         "[{\"stream\":\"S\",\"consumer\":\"c\",\"max_messages\":1,\"max_bytes\":100},{\"stream\":\"T\",\"consumer\":\"c\"},{\"stream\":\"c\",\"consumer\":\"S\"}]",
     };
     static const char *const in_flight[] = {"1", "2", "7", "24"}, *const timeouts[] = {"3000", "70000"};

@@ -196,6 +196,10 @@ def jetstream():
                 seed("jetstream", head + shaken + end)
             seed("jetstream", head + shaken + link_breaks + ok + bytes([252]) + bytes([10]) * 2)
             seed("jetstream", head + lattice_breaks + delivered(how) + late * 4)
+    for status in 1, 2, 15, 48:  # the request ends while the component has what it brought
+        seed("jetstream", bytes([9, 0]) + pulled + delivered(0) + bytes([9, 1, status, 12]) + delivered(0) + shaken + ok)
+    again = bytes([15, 16 + 5, 1]) + short(b"") + short(b"\0")  # a host shakes hands and goes; the next result comes without
+    seed("jetstream", bytes([12, 0]) + pulled + delivered(0) + shaken + nobody + bytes([156]) + again)
     for own in b"S.c.1.1.1.1.1", b"_.h.S.c.1.1.1.1.1", b"d.h.S.d.2.9.9.9.9.r", b"S.c.1.1", b"S.c..1.1.1.1", b"S.c.*.1.1.1.1", b"S.c.1.1.1.1." + b"9" * 220:
         seed("jetstream", bytes([4, 0]) + pulled + delivered(128, own=own) + shaken + ok)
     for info in infos:
