@@ -209,6 +209,29 @@ static void test_u32(void) {
     CHECK(read_u32(&r, &value) == WHOLE && value == 0 && *r.at == 'x');
 }
 
+/* Any number comes back; one of 2^32 or more, in as many bytes as it takes, is refused, also where it is a length. */
+static void test_numbers(void) {
+    uint8_t out[16];
+    for (unsigned bits = 0; bits <= 64; bits++)
+        for (uint64_t i = 0; i < 20; i++) {
+            uint64_t number = (bits == 64 ? 0 : (uint64_t)1 << bits) + i - (bits < 5 ? 0 : 10); /* about 2^bits */
+            uint32_t value = 0;
+            size_t len = 0;
+            for (uint64_t rest = number; rest || !len; rest >>= 7) out[len++] = (uint8_t)(rest | (rest > 0x7f ? 0x80 : 0));
+            struct reader r = reader_of(out, len), of_bytes = r, of_publish = r;
+            struct span s;
+            struct message m;
+            if (number > UINT32_MAX) {
+                CHECK(read_u32(&r, &value) == MALFORMED && read_bytes(&of_bytes, &s) == MALFORMED && read_publish(&of_publish, &m) == MALFORMED);
+                continue;
+            }
+            CHECK(read_u32(&r, &value) == WHOLE && value == number && r.at == r.end && write_u32(out, value) == len);
+            if (number == 0) continue;
+            CHECK(read_bytes(&of_bytes, &s) == NEEDS_MORE && of_bytes.needs == len + MIN(number, 2u * PARAMS_MAX));
+            CHECK(read_publish(&of_publish, &m) == NEEDS_MORE && of_publish.needs == of_bytes.needs);
+        }
+}
+
 static void test_strings(void) {
     static const char *const good[] = {"", "a", "\x7f", "\xc2\x80", "\xdf\xbf", "\xe0\xa0\x80", "\xed\x9f\xbf", "\xee\x80\x80",
         "\xef\xbf\xbf", "\xf0\x90\x80\x80", "\xf4\x8f\xbf\xbf", "gr\xc3\xbc\xc3\x9f dich \xf0\x9f\x98\x80!"};
@@ -350,6 +373,30 @@ static void result_in_pieces(const struct known_result *known, size_t a, size_t 
     }
     CHECK(d == known->how);
     if (d == WHOLE) CHECK(r.is_error == !!known->words && strcmp(r.words, known->words ? known->words : "") == 0);
+}
+
+/* A result in two pieces, each in memory of its size, and then the same in one. */
+static void result_in_two(const uint8_t *bytes, size_t len, size_t cut) {
+    uint8_t *first = exactly(bytes, cut), *second = exactly(bytes + cut, len - cut);
+    struct result whole = {0}, r = {0};
+    enum decoded d = read_result(&whole, bytes, len), p = read_result(&r, first, cut);
+    if (p == NEEDS_MORE) p = read_result(&r, second, len - cut);
+    CHECK(p == d && memcmp(&whole, &r, sizeof(r)) == 0 && whole.kept < sizeof(whole.words));
+    free(first);
+    free(second);
+}
+
+/* Every byte changed to every other: an error or another result, the same in one piece and in two. */
+static void test_changed_results(void) {
+    static const char *const results[] = {"\1\x0ctold to fail", "\1\x8c\x80\x80\x80\x01told", "\1\1x", "\1\xff\xff\xff\xff\x0fxyz"};
+    for (size_t i = 0; i < COUNT_OF(results); i++)
+        for (size_t at = 0, len = strlen(results[i]); at < len; at++)
+            for (int value = 0; value < 256; value++) {
+                uint8_t *changed = exactly(results[i], len);
+                changed[at] = (uint8_t)value;
+                result_in_two(changed, len, (size_t)random_below((int)len + 1));
+                free(changed);
+            }
 }
 
 static void test_results(void) {
@@ -796,14 +843,122 @@ static void test_slots(void) {
     CHECK(a.calls == 0 && calls.used == 0 && !call_of_subject(on, inbox, &suffix));
 }
 
+/* ---- links, and calls whose parameters come in pieces: no server is there, and nothing may be left --------------------- */
+
+#define COMPONENT "echo"
+static const char golden_link[] = /* of devel/tests/golden, with all sorts of settings */
+    "{\"source_id\":\"messaging-nats\",\"target\":\"" COMPONENT "\",\"name\":\"default\",\"wit_namespace\":\"wasmcloud\",\"wit_package\":\"messaging\","
+    "\"source_config\":{\"cluster_uris\":\"nats://u:p@127.0.0.1:4222,tls://[::1]\",\"subscriptions\":\"t.>,q.work|workers\",\"max_in_flight\":\"9\","
+    "\"custom_inbox_prefix\":\"_INBOX.x\",\"ping_interval_sec\":\"3\"},\"source_secrets\":[120,107,118,49]}";
+
+/* Every byte changed, each cut: no JSON, no link of ours, a link that is said to be wrong, or one that can be served. */
+static void test_changed_links(void) {
+    unsigned read = 0, served = 0;
+    enum level before = logger.level;
+    logger.level = LEVEL_OFF;
+    (void)strcpy(self.key, "messaging-nats");
+    (void)strcpy(self.lattice, "default");
+    for (size_t i = 0; i < 2 * (sizeof(golden_link) - 1) * 8; i++) {
+        size_t len = sizeof(golden_link) - 1, at = i / 16;
+        char *text = (char *)exactly(golden_link, len);
+        if (i % 16) text[at] = (char)random_below(256);
+        bool is_handler;
+        const char *why = NULL;
+        json_t *json = json_loadb(text, i % 16 ? len : at, 0, NULL), *definition = json ? read_definition(json, &is_handler, &why) : NULL;
+        if (json) read++, CHECK(definition || strlen(why) > 10);
+        if (definition) {
+            link_fill(&links[0], definition, merge_settings(definition, is_handler), is_handler);
+            struct link *l = &links[0];
+            served += !*l->wrong;
+            CHECK(link_with_id(definition) == l && is_subject(span_of(l->subject), false));
+            CHECK(*l->wrong || (are_servers(get(l->conn.settings, "cluster_uris")) && l->max_in_flight > 0 && is_token(l->component)));
+            link_release(l);
+        }
+        json_decref(json);
+        free(text);
+    }
+    logger.level = before;
+    CHECK(read > 1000 && served > 0 && served < read / 10); /* nobody can open its secrets: served is what lost that key */
+}
+
+static struct link *consumer_link(void) {
+    json_t *definition = json_pack("{s:{s:s,s:s}, s:s, s:{}, s:{}}", "id", "source_id", COMPONENT, "name", "default", "wrong", "", "config", "secrets");
+    link_fill(&links[0], definition, merge_settings(definition, false), false);
+    return &links[0];
+}
+
+/* A piece of a call's parameters: the first, or another for the call that waits for one. */
+static void piece(bool first, const void *bytes, size_t len) {
+    natsMsg *msg = NULL;
+    uint8_t *exact = exactly(bytes, len);
+    CHECK(natsMsg_Create(&msg, "s", first ? "_INBOX.caller" : NULL, (const char *)exact, (int)len) == NATS_OK);
+    CHECK(natsMsgHeader_Set(msg, "source-id", COMPONENT) == NATS_OK);
+    if (first) on_call(msg, false);
+    for (struct call *c = calls.slots; !first && c < calls.slots + calls.fresh; c++)
+        if (c->kind == CALL_PARAMS) on_params(c, msg);
+    natsMsg_free(msg);
+    free(exact);
+}
+
+/* Chunks that never end, or would never fit: each call ends, and what it held is given back. */
+static void test_endless_chunks(void) {
+    static const uint8_t block[65536] = {[0] = 'a'};
+    static const struct { const char *first; size_t len; bool taken; } starts[] = {
+        {VECTOR("\1a\x80\x80\x40"), true},                   /* a body of 1 MB: it comes to its end */
+        {VECTOR("\x80\x80\x40"), true},                       /* a subject of 1 MB, and no end of the body behind it */
+        {VECTOR("\1a\xff\xff\xff\xff\x0f"), false},        /* 2^32 - 1 bytes: refused at once */
+        {VECTOR("\1a\xff\xff\xff\xff\xff\xff\xff\xff\xff\1"), false}, /* 2^64 - 1 */
+        {VECTOR("\xff\xff\xff"), true},                       /* a length that goes on and on */
+        {VECTOR(""), true},
+    };
+    struct link *l = consumer_link();
+    lattice.topic.kind = "lattice";
+    log_begin();
+    for (size_t i = 0; i < COUNT_OF(starts); i++)
+        for (size_t k = 0; k < 3; k++) {
+            size_t pieces = 0, size = k == 0 ? 1 : k == 1 ? 4000 : sizeof(block);
+            piece(true, starts[i].first, starts[i].len);
+            CHECK((l->calls == 1) == starts[i].taken && calls.used == l->calls);
+            if (size == 1 && i < 2) piece(false, block, 60000), piece(false, block, 60000);
+            for (; l->calls > 0 && pieces < 2000000 / size; pieces++) {
+                piece(false, size > 1 ? block : (const uint8_t *)"\xff", size);
+                CHECK(l->held == records_held && l->held < 2 * PARAMS_MAX + 1000);
+                if (size == 1 && pieces == 500) piece(false, "", 0); /* enough of that: an end before its time */
+            }
+            CHECK(l->calls == 0 && calls.used == 0 && l->held == 0 && records_held == 0);
+        }
+    link_release(l);
+    CHECK(log_end() > 0);
+}
+
+/* Parameters cut at two places: the call ends with the piece that makes them whole, not before. */
+static void test_pieces(void) {
+    static const char params[] = "\6t.echo\5hello\1\7r.eply1";
+    const size_t len = sizeof(params) - 1;
+    struct link *l = consumer_link();
+    log_begin();
+    for (size_t a = 0; a <= len; a++)
+        for (size_t b = a + 1; b <= len; b++) {
+            piece(true, params, a);
+            CHECK((l->calls == 1) == (a < len));
+            piece(false, params + a, b - a);
+            CHECK((l->calls == 1) == (b < len));
+            if (b < len) piece(false, params + b, len - b);
+            CHECK(l->calls == 0 && calls.used == 0 && records_held == 0);
+        }
+    link_release(l);
+    CHECK(log_end() > 0);
+}
+
 int main(void) {
     static const struct { const char *name; void (*test)(void); } groups[] = {
-        {"u32", test_u32}, {"strings", test_strings}, {"golden parameters", test_golden}, {"random messages", test_random_messages},
-        {"results in pieces", test_results}, {"subjects", test_subjects}, {"lists", test_lists},
-        {"servers", test_servers}, {"acknowledgements", test_acks}, {"lists of consumers", test_consumers}, {"consumers of messages", test_consumer_of},
-        {"nkeys", test_keys},
+        {"u32", test_u32}, {"numbers and lengths", test_numbers}, {"strings", test_strings}, {"golden parameters", test_golden},
+        {"random messages", test_random_messages}, {"results in pieces", test_results}, {"changed results", test_changed_results},
+        {"subjects", test_subjects}, {"lists", test_lists}, {"servers", test_servers}, {"acknowledgements", test_acks},
+        {"lists of consumers", test_consumers}, {"consumers of messages", test_consumer_of}, {"nkeys", test_keys},
         {"secrets", test_secrets}, {"log lines", test_log}, {"repeated lines", test_gates}, {"records", test_records},
-        {"shares of records", test_shares}, {"call slots", test_slots}, {"arena", test_arena},
+        {"shares of records", test_shares}, {"call slots", test_slots}, {"changed links", test_changed_links},
+        {"endless chunks", test_endless_chunks}, {"parameters in pieces", test_pieces}, {"arena", test_arena},
     };
     if (sodium_init() < 0) return 1;
     for (size_t i = 0; i < COUNT_OF(groups); i++) {
