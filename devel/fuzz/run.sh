@@ -10,7 +10,7 @@ cd "$(dirname "$0")/../.."
 seconds=$1 fuzz=$PWD/build/fuzz
 shift
 # a small quarantine: calls allocate and free a million times a minute
-export ASAN_OPTIONS=quarantine_size_mb=16:malloc_context_size=6:detect_leaks=1 LC_ALL=C.UTF-8
+export ASAN_OPTIONS=quarantine_size_mb=16:malloc_context_size=6:detect_leaks=1 LC_ALL=C
 
 fuzz_one() {
   local target=$1 dir=$PWD log status=0 started=$SECONDS

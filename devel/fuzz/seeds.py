@@ -65,6 +65,7 @@ def wire_values(lines):
         seed("result", b"\0\0\0\1" + leb(n) + b"words")
         seed("chunks", b"\x06\1\1\1" + leb(n) + b"abc" + leb(n))
     seed("wire", b"\2\x80\x80\x80\x80\0")  # longer than it need be
+    seed("wire", b"\0\1a\1b\2")  # neither none nor some
     for text in "é", "€", "😀":
         seed("wire", b"\4" + string(text.encode()))
         seed("wire", b"\4" + string(text.encode()[:-1]))
@@ -131,11 +132,16 @@ def orders(lines, host, box):
     seed("links", b"p" + text({**consumer, "target_secrets": box["as_link_field"]}) + b"\ns" + text({"host_id": "NHOST"}))
     seed("links", b"p" + link(handler, "source", client_jwt="a.b", client_seed="SUACSSL3UAHUDXKFSNVUZRF5UHPMWZ6BFDTJ7M6USDXIEDNPPQYYYCU3VY") + b"\nb0\nt")
     seed("links", b"\n".join(b"p" + text({**consumer, "name": f"n{n}"}) for n in range(5)) + b"\nu0\nu1\nu2\nu3\nc{}\nc{\"tls_first\":\"true\"}\nu0\nu1\nb0\nb1")
+    for uri in "nats://a b", 'nats://a\"b:c@h', "nats://h\r\nPUB", "a\\b", "nats://h,http://h":
+        seed("links", b"p" + link(consumer, "target", cluster_uris=uri) + b"\nu0")
     seed("links", b"m" * 9 + b"\np" + put[0] + b"\nu0\nu1\nc{\"tls_first\":\"true\"}\nt\nd" + text({"source_id": "many1", "target": "messaging-nats"}) + b"\nt\nu0\nb1")
     for data in host, {**host, "lattice_rpc_prefix": "a.b"}, {**host, "link_definitions": links, "structured_logging": True}, \
             {**host, "config": {"lattice_tls_first": "true", **everything}, "secrets": {"client_seed": {"kind": "Bytes", "value": [1, 255]}}}, \
             {"provider_key": "messaging-nats"}:
         seed("host", b"j\xff" + text(data))
+    for key in host:
+        seed("host", b"j\xff" + text({"provider_key": "x", key: 7}))
+        seed("host", b"j\xff" + text({"provider_key": "x", key: None}))
     seed("host", b"c\xff" + text(host))
     for link_json in put[:2]:
         seed("host", b"c\xff" + link_json)
@@ -146,6 +152,7 @@ def orders(lines, host, box):
         seed("secrets", bytes([how, 0, 0]) + plain)
     seed("secrets", bytes([2, 0, 0]) + bytes.fromhex(box["sealed_hex"]))
     seed("secrets", bytes([4, 50, 0]) + plain)
+    seed("secrets", bytes([0, 0, 0]) + b"[1]")
     for key in "host_seed", "host_xkey_public_key", "provider_xkey_private_key", "provider_xkey_public_key":
         seed("nkeys", box[key].encode())
     for raw in (b"\xb8", b"\x95\xc0", b"\x95\0"):
@@ -165,9 +172,10 @@ def certificates():
                 for number in numbers:
                     seed("pem", bytes([how | number]) + der)
 
+        many = ",".join(f"DNS:{letter * 40}.example" for letter in "abcd")
         for kind in ["rsa:2048"], ["ec", "-pkeyopt", "ec_paramgen_curve:P-256"], ["ed25519"]:
             openssl("req", "-x509", "-newkey", *kind, "-nodes", "-keyout", "key", "-out", "cert", "-days", "9", "-subj", "/O=Test/CN=a\tname",
-                    "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1,IP:::1,DNS:*.example,email:a@b")
+                    "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1,IP:::1,DNS:*.example,email:a@b," + many)
             add("cert", [1])
             add("key", [5])
         openssl("ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", "ec")
