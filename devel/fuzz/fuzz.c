@@ -1,13 +1,17 @@
 /* fuzz - hostile input for provider.c: libFuzzer targets that know what has to come out. Run by `make fuzz`; see run.sh.
  *
- * It includes the source, and puts a world of its own under it: what nats.c, the clock's thread and the system would do is
- * done by the functions of the first part, which check what they are given. So whole calls run without a server, thousands
- * a second. The name under which the program is started chooses the target (build/fuzz/wire is a link to build/fuzz/fuzz);
- * under any other it prints the names. A target is one function that takes bytes, and one line in `targets` at the end;
- * its seeds come from seeds.py, what it once found lies in found/TARGET.
+ * It includes the source, and puts a world of its own under it: what nats.c and the system would do is done by the functions
+ * under "the world", which check what they are given. So whole calls run without a server, thousands a second. The name under
+ * which the program is started chooses the target (build/fuzz/wire is a link to build/fuzz/fuzz); under any other it prints
+ * the names.
  *
- * MUST() is what has to be true whatever the input. A target leaves nothing behind: it begins with world_begin() and ends
- * with world_end(), which sees to it that no slot, record, link, subscription or JSON value is left.
+ * To add a target: write `static void fuzz_NAME(const uint8_t *data, size_t len)` and a line {"NAME", fuzz_NAME} in
+ * `targets`; run.sh finds it. Seeds, if it has any, are calls of seed("NAME", …) in seeds.py. An input that found something
+ * goes into found/NAME/ and is replayed first in each run.
+ *
+ * MUST() is what has to be true whatever the input. A target that needs the world begins with world_begin() and ends with
+ * world_end(), which sees to it that no slot, record, link, subscription or JSON value is left. A target that needs only a
+ * function, such as a parser, calls it.
  */
 #define PROVIDER_WITHOUT_MAIN
 #define _GNU_SOURCE
