@@ -356,9 +356,9 @@ async def soak(minutes, seed):
         finally:
             await place.close()
     account.print()
-    arena = re.search(r"kB of the arena in use, at most (\d+)", "\n".join(place.provider.lines[-3:]))
+    arena = re.findall(r"kB of the arena in use, at most (\d+)", "\n".join(place.provider.lines))
     print(f"\nResident: {place.resident[0]:,} kB at the start, {place.peak:,} kB at most, {place.resident[-1]:,} kB at the end; promised: at most "
-          f"{promised_kb():,} kB. Arena: {arena.group(1) if arena else '?'} kB at most. {(time.monotonic() - START) / 60:.0f} minutes, seed {seed}.")
+          f"{promised_kb():,} kB. Arena: {arena[-1] if arena else '?'} kB at most. {(time.monotonic() - START) / 60:.0f} minutes, seed {seed}.")
     if place.peak > promised_kb():
         account.wrong.append(f"{place.peak} kB resident are more than was promised")
     print("\n".join(account.wrong) or "Nothing was lost through JetStream, and nothing uncounted while a connection stood.")

@@ -63,7 +63,7 @@ class Flood:
             await load.stop()
 
 
-async def overload(worlds, lattice, server, traffic, count, handles, silence=0, rounds=3):
+async def overload(worlds, lattice, server, traffic, count, handles, silence=0, rounds=5):
     """Bursts until the best of them has left the calm link alone: what else the machine does only ever makes it slower. The rest
     holds always."""
     flood = await Flood(await worlds(lattice), server, await worlds(lattice), handler_timeout_ms="2000").open(traffic)
