@@ -118,7 +118,8 @@
 #define SHUTDOWN_MS 240               /* calls end by then after an order to shut down; hosts kill after 300 ms */
 #define TICK_MS 1000                  /* the longest sleep of the loop: orphans are noticed, held-back log counts written */
 
-/* Sums. PULL_BYTES: what one request for messages may bring, if neither link nor consumer says less. PARAMS_MAX: encoded parameters of a call. WRITE_MAX: what may wait in a connection's write buffer. */
+/* Sums. PARAMS_MAX: encoded parameters of a call. WRITE_MAX: what may wait in a connection's write buffer. PULL_BYTES: what one
+ * request for messages of a stream may bring, if neither link nor consumer says less. */
 #define PARAMS_MAX (MESSAGE_MAX + 2 * SUBJECT_MAX + 64)
 #define WRITE_MAX (PARAMS_MAX + 192 * 1024)
 #define PULL_BYTES (PARAMS_MAX + 64 * 1024)
