@@ -1794,7 +1794,8 @@ __attribute__((format(printf, 2, 3))) static void answer_error(const char *calle
  * would wait for ever, a string on another subject. */
 static void answer_failed(const char *caller, const char *words) {
     uint8_t text[256];
-    (void)send_to(caller, ".error", NULL, text, write_bytes(text, (struct span){words, MIN(strlen(words), 240)}));
+    size_t len = write_bytes(text, (struct span){words, MIN(strlen(words), 240)});
+    (void)send_to(caller, ".error", NULL, text, len);
     (void)send_to(caller, ".results", NULL, NULL, 0);
 }
 
@@ -1840,6 +1841,7 @@ static enum posted pass_on(const struct incoming *in, struct call *c) {
     bool plain = strncmp(subject, "$SYS", 4) == 0; /* nats-server cannot parse headers there */
     struct header headers[] = {{"traceparent", plain ? NULL : in->trace.parent},
                                {"tracestate", plain ? NULL : in->trace.state}, {NULL, NULL}};
+    /* cppcheck-suppress uninitvar ; inbox is written if is_request */
     return post(&in->link->conn, subject, in->is_request ? inbox : m->has_reply ? reply : NULL, headers, m->body.at, m->body.len);
 }
 

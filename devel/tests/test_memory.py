@@ -38,7 +38,8 @@ def own(binary):
 async def checked(servers, worlds):
     """A lattice and a link's server, each behind a relay that checks what the provider writes. In both somebody listens on
     `evil`, and must not hear a word."""
-    lattice_server, far = servers(), servers()
+    patient = 'max_pending: 1GB\nwrite_deadline: "60s"'  # the relays are slower than the provider
+    lattice_server, far = servers(patient), servers(patient)
     world = await worlds(lattice_server)
     world.far, world.relays = far, [await Checker(s.address).open() for s in (lattice_server, far)]
     world.lattice_url, world.far_url = [relay.url for relay in world.relays]
