@@ -2431,12 +2431,13 @@ static void on_pulled(struct consumer *k, natsMsg *msg) {
     struct message m = message_of(msg);
     struct call *c = accept_message(k, natsMsg_GetReply(msg), unfit(&m));
     if (!c) return;
+    struct trace trace = trace_of(msg);
     m.has_reply = false;
     size_t len = write_message(scratch, &m);
-    c->held = record_make(l, trace_of(msg), scratch, len, len);
+    c->held = record_make(l, trace, scratch, len, len);
     c->whole = c->held;
     if (l->leaving || self.stopping) give_back(c, "the link takes no more work");
-    else if (l->kept || !may_call(l) || invoke(c, scratch, len, trace_of(msg)) != POSTED) keep(c);
+    else if (l->kept || !may_call(l) || invoke(c, scratch, len, trace) != POSTED) keep(c);
 }
 
 /* What comes to our inbox on a link: replies to requests. */
