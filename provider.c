@@ -534,22 +534,31 @@ static enum decoded read_result(struct result *r, const uint8_t *bytes, size_t l
 
 static struct span span_of(const char *text) { return (struct span){text, text ? strlen(text) : 0}; }
 
-static bool is_subject_token(struct span token, bool wildcards, bool last) {
-    char only = token.len == 1 ? *token.at : 0;
-    return only == '>' ? wildcards && last : only == '*' ? wildcards : token.len > 0;
+/* Text with a NUL at its end, cut if it is longer than `size` allows. */
+static const char *text_of(struct span s, char *out, size_t size) {
+    size_t len = MIN(s.len, size - 1);
+    if (len) memcpy(out, s.at, len);
+    out[len] = 0;
+    return out;
+}
+
+/* Whether a token may begin with the character at `i`. A `*` or `>` that is not alone in its token is no wildcard. */
+static bool may_begin_token(struct span s, size_t i, bool wildcards) {
+    char c = s.at[i];
+    bool last = i + 1 == s.len, alone = last || s.at[i + 1] == '.';
+    if (!alone || (c != '*' && c != '>')) return c != '.';
+    return wildcards && (last || c == '*');
 }
 
 /* Whether a subject may go into the NATS protocol: a space or a control character in it would begin a command of somebody
  * else's choice. `wildcards`: `*` and `>` may be tokens. protocol: NATS, "Subject-Based Messaging". */
 static bool is_subject(struct span s, bool wildcards) {
-    for (size_t i = 0, token = 0; i <= s.len; i++) {
-        unsigned char c = i < s.len ? (unsigned char)s.at[i] : '.';
-        if (c <= ' ' || c == 0x7f) return false;
-        if (c != '.') continue;
-        if (!is_subject_token((struct span){s.at + token, i - token}, wildcards, i == s.len)) return false;
-        token = i + 1;
+    unsigned char before = '.', c;
+    for (size_t i = 0; i < s.len; i++, before = c) {
+        c = (unsigned char)s.at[i];
+        if (c <= ' ' || c == 0x7f || (before == '.' && !may_begin_token(s, i, wildcards))) return false;
     }
-    return s.len <= SUBJECT_MAX;
+    return before != '.' && s.len <= SUBJECT_MAX;
 }
 
 /*
@@ -726,8 +735,10 @@ struct conn {
     unsigned failures;     /* attempts since it last stood for a while */
     struct {               /* of this time that it is UP */
         uint64_t up_ms, heard_ms, asked_ms;  /* when it came up, was last heard, was last asked for a sign of life */
-        uint64_t queued;   /* bytes given to nats.c for writing */
-        size_t capacity;   /* what nats.c's write buffer has grown to, about */
+        uint64_t written;  /* bytes that the kernel has taken */
+        size_t waiting;    /* bytes in nats.c's write buffer: exact after writing, and no fewer than that until then */
+        size_t capacity;   /* what that buffer has grown to, about */
+        size_t max_payload;/* the most bytes that a message may have, headers included: as many as the server takes */
         bool blocked;      /* the socket takes no more: wait for POLLOUT */
         bool echoed;       /* what conn_ask_echo() sent has come back */
         bool more;         /* there is input that poll does not see: TLS had read ahead */
@@ -745,9 +756,13 @@ static struct {
 
 /* Exported by libnats from 3.10 to today's main, though not in nats.h. The filter is called for each message on the thread
  * that is in natsConnection_ProcessReadEvent: the loop; before any queue, outside the connection's lock. Setting *msg to NULL
- * takes the message over. natsMsg_free frees at once; natsMsg_Destroy would trouble nats.c's garbage thread. */
+ * takes the message over. natsMsg_free frees at once; natsMsg_Destroy would trouble nats.c's garbage thread. The other two
+ * know a message's header block as bytes, see headers_of(). */
 void natsConn_setFilterWithClosure(natsConnection *nc, void (*filter)(natsConnection *, natsMsg **, void *), void *closure);
 void natsMsg_free(void *msg);
+natsStatus natsMsg_createWithPadding(natsMsg **msg, const char *subject, int subject_len, const char *reply, int reply_len,
+                                     const char *headers_and_data, int len, int padding, int headers_len);
+int natsMsgHeader_encodedLen(natsMsg *msg);
 
 static void wake_loop(void) {
     uint64_t one = 1;
@@ -924,12 +939,38 @@ static void conn_connect(struct conn *c) {
     pthread_detach(thread);
 }
 
+static uint64_t random_60(void) {
+    static uint64_t pool[64]; /* each of libsodium's answers is a system call */
+    static size_t left;
+    if (left == 0) randombytes_buf(pool, sizeof(pool)), left = COUNT_OF(pool);
+    return pool[--left] >> 4;
+}
+
+/* Numbers in inboxes are base32, 5 bits a digit, the lowest first. Inboxes are short, because nats.c, each server on the way
+ * and the host look at every byte of them in every message. */
+enum { DIGITS_OF_60 = 12 };
+
+static char *put_digits(char *out, uint64_t number, size_t count) {
+    for (size_t i = 0; i < count; i++, number >>= 5) out[i] = base32_digits[number & 31];
+    return out + count;
+}
+
+/* False: so many digits do not stand there. */
+static bool get_digits(const char *text, size_t count, uint64_t *number) {
+    *number = 0;
+    for (size_t i = 0; i < count; i++) {
+        unsigned letter = (unsigned)text[i] - 'A', figure = (unsigned)text[i] - '2';
+        if (letter > 25 && figure > 5) return false;
+        *number |= (uint64_t)(letter <= 25 ? letter : 26 + figure) << (5 * i);
+    }
+    return true;
+}
+
 /* An inbox that nobody else has. Returns its length. */
 static size_t inbox_make(char out[INBOX_MAX], const char *prefix) {
-    uint8_t random[11];
-    char hex[2 * sizeof(random) + 1];
-    randombytes_buf(random, sizeof(random));
-    return (size_t)snprintf(out, INBOX_MAX, "%s.%s.c.", prefix, sodium_bin2hex(hex, sizeof(hex), random, sizeof(random)));
+    char name[DIGITS_OF_60 + 1] = "";
+    (void)put_digits(name, random_60(), DIGITS_OF_60);
+    return (size_t)snprintf(out, INBOX_MAX, "%s.%s.c.", prefix, name);
 }
 
 /* The kind of inbox of ours that a subject is in, 'c' or 'p'; or 0. */
@@ -950,6 +991,9 @@ static bool takes_message(void *user, size_t bytes) {
     return bytes <= BLOCK_MAX && (((struct conn *)user)->vital || arena_spares(2 * bytes, bytes, 0));
 }
 
+/* What an INFO of the server may have changed. (One that takes 0 bytes takes none.) */
+static void conn_learn(struct conn *c) { c->io.max_payload = (size_t)MAX(natsConnection_GetMaxPayload(c->nc), 1); }
+
 /* Reads what has come. If the connection ends so, what nats.c says of it on this thread tells more than what it keeps. */
 static void conn_read(struct conn *c) {
     natsStatus s = NATS_OK;
@@ -957,6 +1001,7 @@ static void conn_read(struct conn *c) {
     guard_watch(&c->io.guard);
     natsConnection_ProcessReadEvent(c->nc);
     guard_watch(NULL);
+    conn_learn(c);
     if (c->io.guard.wrong) c->io.broken = c->io.guard.wrong;
     c->io.heard_ms = now;
     c->io.more = !atomic_load(&c->closed) && tls_has_input(c->fd);
@@ -1025,6 +1070,7 @@ static void conn_came_up(struct conn *c) {
     memset(&c->io, 0, sizeof(c->io));
     c->io.up_ms = c->io.heard_ms = now;
     c->io.capacity = IO_BUFFER;
+    conn_learn(c);
     c->io.guard = (struct guard){.takes = takes_message, .user = c};
     c->trouble[0] = 0;
     net.up++;
@@ -1049,12 +1095,20 @@ static void conn_went_down(struct conn *c) {
     if (c->on_down) c->on_down(c, c->trouble);
 }
 
+/* Bytes in nats.c's write buffer. Each question takes a lock, which costs as much as a quarter of a publish: so it is asked
+ * where the number must be exact, and c->io.waiting serves elsewhere. */
+static size_t conn_buffered(const struct conn *c) { return (size_t)MAX(natsConnection_Buffered(c->nc), 0); }
+
 /* Writes what waits, as much as the socket takes. Asks the flag first: with nothing to write, nats.c would send 0 bytes
- * and take the result for the end of the connection. */
+ * and take the result for the end of the connection. In a loop that is not nats.c's, nothing else writes. */
 static void conn_write(struct conn *c) {
     if (c->state != CONN_UP || c->io.blocked || c->io.broken || !atomic_load(&c->wants_write)) return;
+    size_t before = conn_buffered(c);
     natsConnection_ProcessWriteEvent(c->nc);
-    c->io.blocked = atomic_load(&c->wants_write) && !atomic_load(&c->closed);
+    if (atomic_load(&c->closed)) return; /* what became of the bytes, nobody knows */
+    c->io.waiting = conn_buffered(c);
+    c->io.written += before - c->io.waiting;
+    c->io.blocked = atomic_load(&c->wants_write);
 }
 
 enum posted { POSTED, POST_DOWN, POST_FULL, POST_TOO_LARGE, POST_FAILED };
@@ -1063,8 +1117,47 @@ static const char *const posted_words[] = {
     "maximum payload exceeded: the server takes no message of this size", "out of memory",
 };
 
+/* The header block of a message, as it goes over the wire: NATS/1.0, a status perhaps, and "key: value" lines; or nothing. It
+ * stands before the data, with a NUL between (nats.c, msg.c: one block holds all of a message). nats.c's own functions would make
+ * a hash table of it, which is 5 blocks and a fifth of all instructions of a publish. protocol: NATS, ADR-4. */
+static struct span headers_of(natsMsg *msg) {
+    size_t len = (size_t)natsMsgHeader_encodedLen(msg);
+    return (struct span){natsMsg_GetData(msg) - 1 - len, len};
+}
+
+/* The value of a header, or NULL. Its end is marked in place: the message is ours, and gone soon. */
+static const char *header_of(natsMsg *msg, const char *key) {
+    struct span block = headers_of(msg);
+    size_t n = strlen(key);
+    char *line = (char *)block.at, *past = line + block.len, *end;
+    for (; line < past && (end = memchr(line, '\n', (size_t)(past - line))); line = end + 1) {
+        if (*line != *key || strncmp(line, key, n) != 0 || line[n] != ':') continue;
+        char *value = line + n + 1;
+        while (*value == ' ' || *value == '\t') value++;
+        value[strcspn(value, "\r\n")] = 0;
+        return value;
+    }
+    return NULL;
+}
+
+/* What the server itself says in place of a message, such as "503" with no words; all is empty in a message of anybody's. */
+struct status { struct span code, words; };
+
+static struct status status_of(natsMsg *msg) {
+    struct span block = headers_of(msg);
+    const char *code = block.at + strlen("NATS/1.0 "), *end = memchr(block.at, '\r', block.len);
+    if (!end || end < code + 3 || strncmp(block.at, "NATS/1.0 ", 9) != 0) return (struct status){0};
+    const char *words = code + 3 + (code[3] == ' ');
+    return (struct status){{code, 3}, {words, (size_t)(end - words)}};
+}
+
+static bool span_is(struct span s, const char *text) { return strlen(text) == s.len && (s.len == 0 || memcmp(s.at, text, s.len) == 0); }
+
+/* Nobody listens to the subject that a message of ours was sent to. */
+static bool is_no_responders(natsMsg *msg) { return natsMsg_GetDataLength(msg) == 0 && span_is(status_of(msg).code, "503"); }
+
 struct header { const char *key, *value; };  /* value NULL: left out */
-enum { HEADERS_MAX = 4 };
+enum { HEADERS_MAX = 4, PROTOCOL_MAX = 32 };  /* bytes around subject, reply, headers and data: HPUB, two lengths, line ends */
 
 /* The size of a header block. protocol: NATS, ADR-4. */
 static size_t headers_size(const struct header *headers) {
@@ -1074,20 +1167,36 @@ static size_t headers_size(const struct header *headers) {
     return n ? n + 12 : 0; /* NATS/1.0\r\n … \r\n */
 }
 
+/* Writes headers_size() bytes. */
+static void headers_write(char *at, const struct header *headers) {
+    at = mempcpy(at, "NATS/1.0\r\n", 10);
+    for (size_t i = 0; i < HEADERS_MAX && headers[i].key; i++) {
+        if (!headers[i].value) continue;
+        at = mempcpy(at, headers[i].key, strlen(headers[i].key));
+        at = mempcpy(at, ": ", 2);
+        at = mempcpy(at, headers[i].value, strlen(headers[i].value));
+        at = mempcpy(at, "\r\n", 2);
+    }
+    (void)mempcpy(at, "\r\n", 2);
+}
+
+/* `head` is headers_size(). */
 static natsStatus publish_with_headers(struct conn *c, const char *subject, const char *reply,
-                                       const struct header *headers, const void *data, size_t len) {
+                                       const struct header *headers, size_t head, const void *data, size_t len) {
     natsMsg *msg = NULL;
-    natsStatus s = natsMsg_Create(&msg, subject, reply, data, (int)len);
-    for (size_t i = 0; s == NATS_OK && i < HEADERS_MAX && headers[i].key; i++)
-        if (headers[i].value) s = natsMsgHeader_Set(msg, headers[i].key, headers[i].value);
-    if (s == NATS_OK) s = natsConnection_PublishMsg(c->nc, msg);
+    natsStatus s = natsMsg_createWithPadding(&msg, subject, (int)strlen(subject), reply, reply ? (int)strlen(reply) : 0,
+                                             NULL, (int)(head + len), 0, (int)head);
+    if (s != NATS_OK) return s;
+    headers_write((char *)headers_of(msg).at, headers);
+    if (len) memcpy((char *)natsMsg_GetData(msg), data, len);
+    s = natsConnection_PublishMsg(c->nc, msg);
     natsMsg_free(msg);
     return s;
 }
 
 /* Whether nats.c's write buffer, which grows and never shrinks, may take this many bytes more. */
 static bool conn_has_room(struct conn *c, size_t bytes) {
-    size_t wanted = (size_t)MAX(natsConnection_Buffered(c->nc), 0) + bytes;
+    size_t wanted = c->io.waiting + bytes;
     if (wanted > c->write_max + (bytes < 4096 ? 64 * 1024 : 0)) return false; /* small answers get through for longer */
     if (wanted <= c->io.capacity) return true;
     if (!arena_spares(wanted + wanted / 8, wanted + wanted / 8, net.up > LINKS_MAX ? 0 : LINKS_MAX + 1 - net.up)) return false;
@@ -1095,13 +1204,10 @@ static bool conn_has_room(struct conn *c, size_t bytes) {
     return true;
 }
 
-/* The most bytes that a message may have, headers included: as many as the server takes. (One that says 0 takes none.) */
-static size_t conn_max_payload(const struct conn *c) { return (size_t)MAX(natsConnection_GetMaxPayload(c->nc), 1); }
-
 /* Whether a connection takes a message of so many bytes, with `all` that goes with it in the protocol. */
 static enum posted conn_takes(struct conn *c, size_t payload, size_t all) {
     if (c->state != CONN_UP || c->io.broken || atomic_load(&c->closed)) return POST_DOWN;
-    if (payload > conn_max_payload(c)) return POST_TOO_LARGE;
+    if (payload > c->io.max_payload) return POST_TOO_LARGE;
     if (!conn_has_room(c, all)) conn_write(c); /* the socket may take what is in the way */
     return conn_has_room(c, all) ? POSTED : POST_FULL;
 }
@@ -1110,25 +1216,19 @@ static enum posted conn_takes(struct conn *c, size_t payload, size_t all) {
 static enum posted post(struct conn *c, const char *subject, const char *reply, const struct header *headers,
                         const void *data, size_t len) {
     size_t head = headers_size(headers);
-    enum posted p = conn_takes(c, len + head, len + head + strlen(subject) + (reply ? strlen(reply) : 0) + 64);
+    size_t all = len + head + strlen(subject) + (reply ? strlen(reply) : 0) + PROTOCOL_MAX;
+    enum posted p = conn_takes(c, len + head, all);
     if (p != POSTED) return p;
-    int before = natsConnection_Buffered(c->nc);
-    natsStatus s = head ? publish_with_headers(c, subject, reply, headers, data, len)
+    c->io.waiting += all;
+    natsStatus s = head ? publish_with_headers(c, subject, reply, headers, head, data, len)
                    : reply ? natsConnection_PublishRequest(c->nc, subject, reply, data, (int)len)
                            : natsConnection_Publish(c->nc, subject, data, (int)len);
-    c->io.queued += (uint64_t)MAX(natsConnection_Buffered(c->nc) - before, 0);
     if (s == NATS_OK) return POSTED;
     if (s != NATS_NO_MEMORY) return s == NATS_MAX_PAYLOAD ? POST_TOO_LARGE : POST_DOWN;
     /* nats.c may have buffered half of a message, and the next bytes would be read as part of it: nothing of this
      * connection may be written any more (nats.c, pub.c) */
     c->io.broken = "out of memory in the middle of a message";
     return POST_FAILED;
-}
-
-/* Bytes that the kernel has taken, ever. What nats.c wrote by itself (PONG) makes it look like fewer for a moment. */
-static uint64_t conn_written(const struct conn *c) {
-    int buffered = natsConnection_Buffered(c->nc);
-    return buffered < 0 ? 0 : c->io.queued - MIN(c->io.queued, (uint64_t)buffered);
 }
 
 /* Sends a message to ourselves: when it has come back (c->io.echoed), the server has read all that was written before. */
@@ -1605,9 +1705,10 @@ struct trace { const char *parent, *state; };  /* W3C trace context headers, or 
 enum { TRACE_MAX = 512 };
 
 static struct trace trace_of(natsMsg *msg) {
-    struct trace t = {0};
-    if (natsMsgHeader_Get(msg, "traceparent", &t.parent) != NATS_OK || strlen(t.parent) >= TRACE_MAX) return (struct trace){0};
-    if (natsMsgHeader_Get(msg, "tracestate", &t.state) != NATS_OK || strlen(t.state) >= TRACE_MAX) t.state = NULL;
+    struct trace t = {header_of(msg, "traceparent"), NULL};
+    if (!t.parent || strlen(t.parent) >= TRACE_MAX) return (struct trace){0};
+    t.state = header_of(msg, "tracestate");
+    if (t.state && strlen(t.state) >= TRACE_MAX) t.state = NULL;
     return t;
 }
 
@@ -1668,13 +1769,6 @@ static bool record_add(struct link *l, struct record **r, const void *more, size
     return true;
 }
 
-static uint64_t random_64(void) {
-    static uint64_t pool[64]; /* each of libsodium's answers is a system call */
-    static size_t left;
-    if (left == 0) randombytes_buf(pool, sizeof(pool)), left = COUNT_OF(pool);
-    return pool[--left];
-}
-
 /* How many more slots a link may take: a few it can always have, and of the rest as many as leave more free than it holds. */
 static unsigned calls_spare(const struct link *l) {
     unsigned left = CALLS_MAX - calls.used, own = CALLS_MAX / LINKS_MAX / 4, shared = l->calls + own * LINKS_MAX;
@@ -1686,7 +1780,7 @@ static struct call *call_take(struct link *l) {
     if (calls_spare(l) == 0) return NULL;
     struct call *c = calls.free ? calls.free : &calls.slots[calls.fresh++];
     if (calls.free) calls.free = c->next;
-    *c = (struct call){.generation = random_64(), .link = l};
+    *c = (struct call){.generation = random_60(), .link = l};
     calls.used++;
     l->calls++;
     return c;
@@ -1727,11 +1821,12 @@ static void call_free(struct call *c) {
     calls.used--;
 }
 
-/* The inbox of a call: 4 digits of slot, 16 of generation. */
-enum { SLOT_LEN = 4, TOKEN_LEN = SLOT_LEN + 16 };
+/* The inbox of a call: three digits of slot, twelve of generation. */
+enum { SLOT_LEN = 3, TOKEN_LEN = SLOT_LEN + DIGITS_OF_60 };
 
 static void call_inbox(const struct call *c, const struct conn *on, char out[INBOX_MAX + TOKEN_LEN]) {
-    (void)snprintf(out, INBOX_MAX + TOKEN_LEN, "%s%04x%016" PRIx64, on->inbox, (unsigned)(c - calls.slots), c->generation);
+    char *at = put_digits(mempcpy(out, on->inbox, on->inbox_len), (uint64_t)(c - calls.slots), SLOT_LEN);
+    *put_digits(at, c->generation, DIGITS_OF_60) = 0;
 }
 
 /* Whether a stranger's inbox can be answered: a subject, with room for what is put behind it. */
@@ -1740,15 +1835,12 @@ static bool is_inbox(const char *text) { return text && strlen(text) + TOKEN_LEN
 /* The call whose inbox a subject is, and what stands behind it ("", ".results", …). NULL: no such call, or no more. */
 static struct call *call_of_subject(const struct conn *on, const char *subject, const char **suffix) {
     const char *token = subject + on->inbox_len;
-    char slot_text[SLOT_LEN + 1] = "", generation[TOKEN_LEN - SLOT_LEN + 1] = "";
-    bool valid = strspn(token, "0123456789abcdef") == TOKEN_LEN;
-    *suffix = valid ? token + TOKEN_LEN : "";
-    if (!valid) return NULL;
-    memcpy(slot_text, token, SLOT_LEN);
-    memcpy(generation, token + SLOT_LEN, sizeof(generation) - 1);
-    uint64_t slot = strtoull(slot_text, NULL, 16);
+    uint64_t slot, generation;
+    *suffix = "";
+    if (!get_digits(token, SLOT_LEN, &slot) || !get_digits(token + SLOT_LEN, DIGITS_OF_60, &generation)) return NULL;
+    *suffix = token + TOKEN_LEN;
     struct call *c = &calls.slots[slot % CALLS_MAX];
-    return slot < CALLS_MAX && c->kind != CALL_FREE && c->generation == strtoull(generation, NULL, 16) ? c : NULL;
+    return slot < CALLS_MAX && c->kind != CALL_FREE && c->generation == generation ? c : NULL;
 }
 
 /* Sends to an inbox of the other side. What cannot be sent is lost, as if the connection had broken a moment later. */
@@ -1764,7 +1856,7 @@ static bool send_to(const char *inbox, const char *suffix, const char *reply, co
 
 /* Sends bytes in pieces that the lattice's server takes, and then the empty message that ends them. */
 static void send_pieces(const char *inbox, const char *suffix, const uint8_t *data, size_t len) {
-    size_t piece = lattice.state == CONN_UP ? conn_max_payload(&lattice) : len;
+    size_t piece = lattice.state == CONN_UP ? lattice.io.max_payload : len;
     for (size_t at = 0; at < len; at += piece)
         if (!send_to(inbox, suffix, NULL, data + at, MIN(piece, len - at))) return;
     (void)send_to(inbox, suffix, NULL, NULL, 0);
@@ -1835,8 +1927,8 @@ static const char *error_prefix(bool is_request) { return is_request ? "nats sen
 static enum posted pass_on(const struct incoming *in, struct call *c) {
     char subject[SUBJECT_MAX + 1], reply[SUBJECT_MAX + 1] = "", inbox[INBOX_MAX + TOKEN_LEN];
     const struct message *m = &in->message;
-    (void)snprintf(subject, sizeof(subject), "%.*s", (int)m->subject.len, m->subject.at);
-    if (m->has_reply) (void)snprintf(reply, sizeof(reply), "%.*s", (int)m->reply_to.len, m->reply_to.at);
+    (void)text_of(m->subject, subject, sizeof(subject));
+    if (m->has_reply) (void)text_of(m->reply_to, reply, sizeof(reply));
     if (in->is_request) call_inbox(c, &in->link->conn, inbox);
     bool plain = strncmp(subject, "$SYS", 4) == 0; /* nats-server cannot parse headers there */
     struct header headers[] = {{"traceparent", plain ? NULL : in->trace.parent},
@@ -1891,7 +1983,7 @@ static void await_outcome(struct call *c, uint32_t timeout_ms) {
     c->held = NULL;
     if (c->is_request) return call_until(c, CALL_REQUEST, now + timeout_ms);
     l->unsettled++;
-    c->out_at = l->conn.io.queued;
+    c->out_at = l->conn.io.written + conn_buffered(&l->conn);
     call_until(c, CALL_OUT, now + PUBLISH_TIMEOUT_MS);
 }
 
@@ -1929,7 +2021,7 @@ static struct call *accept_call(const struct incoming *in, bool more, size_t nee
     if (c && more && needs_bytes <= PARAMS_MAX)
         c->held = record_make(in->link, in->trace, in->params, in->params_len, MIN(needs_bytes + SUBJECT_MAX, PARAMS_MAX));
     if (c && (!more || c->held)) {
-        (void)snprintf(c->reply, sizeof(c->reply), "%s", in->caller);
+        (void)text_of(span_of(in->caller), c->reply, sizeof(c->reply));
         c->is_request = in->is_request;
         c->needs = needs_bytes;
         return c;
@@ -1947,11 +2039,10 @@ static struct call *accept_call(const struct incoming *in, bool more, size_t nee
 static void on_call(natsMsg *msg, bool is_request) {
     struct incoming in = {.caller = natsMsg_GetReply(msg), .is_request = is_request, .trace = trace_of(msg),
                           .params = (const uint8_t *)natsMsg_GetData(msg), .params_len = (size_t)natsMsg_GetDataLength(msg)};
-    const char *component = NULL, *name = NULL;
+    const char *component = header_of(msg, "source-id"), *name = header_of(msg, "link-name");
     size_t needs_bytes = 0;
     if (!is_inbox(in.caller)) return say(&lattice.topic, LEVEL_WARN, "a call without a usable reply subject was ignored");
-    (void)natsMsgHeader_Get(msg, "source-id", &component);
-    if (natsMsgHeader_Get(msg, "link-name", &name) != NATS_OK) name = "default"; /* hosts of 1.0 */
+    if (!name) name = "default"; /* hosts of 1.0 */
     in.link = component ? link_of(component, name) : NULL;
     if (!in.link) return refuse(in.caller, component, name, "the component is not linked to this provider by that name");
     enum decoded d = read_incoming(&in, &needs_bytes);
@@ -2000,7 +2091,7 @@ static void end_with_success(struct call *c, const uint8_t *result, size_t len) 
 static void on_reply(struct call *c, natsMsg *msg) {
     struct message m = message_of(msg);
     m.has_reply &= is_utf8(m.reply_to);
-    if (natsMsg_IsNoResponders(msg)) return end_with_error(c, error_prefix(true), "no responders: no responders");
+    if (is_no_responders(msg)) return end_with_error(c, error_prefix(true), "no responders: no responders");
     if (1 + message_room(&m) > sizeof(scratch) || !conn_has_room(&lattice, message_room(&m) + 4096))
         return give_up(c, "no room for a reply of this size");
     scratch[0] = 0;
@@ -2017,7 +2108,7 @@ static bool serve_held(struct call *c) {
 /* Answers the publishes whose bytes the kernel has taken since, and tries again what was held. Called after writing. */
 static void settle(struct link *l) {
     static const uint8_t ok[] = {0};
-    uint64_t written = l->conn.state == CONN_UP ? conn_written(&l->conn) : 0;
+    uint64_t written = l->conn.state == CONN_UP ? l->conn.io.written : 0;
     bool room = !l->conn.io.blocked;
     for (struct call *c = calls.slots; l->unsettled > 0 && c < calls.slots + calls.fresh; c++) {
         if (c->link != l) continue;
@@ -2101,7 +2192,7 @@ static const char *consumer_settle(struct consumer *k, const json_t *config) {
 
 /* JetStream's answer to CONSUMER.INFO. */
 static void on_consumer_info(struct consumer *k, natsMsg *msg) {
-    if (natsMsg_IsNoResponders(msg)) return consumer_trouble(k, "JetStream is not enabled for this account, or not running");
+    if (is_no_responders(msg)) return consumer_trouble(k, "JetStream is not enabled for this account, or not running");
     json_t *info = json_loadb(natsMsg_GetData(msg), (size_t)natsMsg_GetDataLength(msg), 0, NULL);
     const json_t *error = json_object_get(info, "error");
     const char *why = error ? get(error, "description") : consumer_settle(k, json_object_get(info, "config"));
@@ -2118,30 +2209,26 @@ static void on_consumer_info(struct consumer *k, natsMsg *msg) {
 }
 
 /* Whether a status line is one of three: by its number, or its words. */
-static bool says(const char *status, const char *words, const char *const list[3]) {
+static bool says(struct status status, const char *const list[3]) {
     for (size_t i = 0; i < 3; i++)
-        if (strcmp(status, list[i]) == 0 || strcmp(words, list[i]) == 0) return true;
+        if (span_is(status.code, list[i]) || span_is(status.words, list[i])) return true;
     return false;
-}
-
-/* The value of a header, or "": "503", when JetStream has gone, comes without words. */
-static const char *header_of(natsMsg *msg, const char *key) {
-    const char *value;
-    return natsMsgHeader_Get(msg, key, &value) == NATS_OK ? value : "";
 }
 
 /* A status line: how the request for messages fares. When it has just ended, the next one follows. */
 static void on_consumer_status(struct consumer *k, natsMsg *msg) {
     static const char *const ended[] = {"404", "408", "Batch Completed"}, *const moved[] = {"503", "Leadership Change", "Server Shutdown"};
     static const char too_big[] = "Message Size Exceeds MaxBytes";
-    const char *status = header_of(msg, "Status"), *words = header_of(msg, "Description");
+    struct status status = status_of(msg);
+    bool is_too_big = span_is(status.words, too_big);
+    char words[sizeof(k->trouble)] = "JetStream refuses the request for messages";
     k->due_ms = now + 2 * PULL_HEARTBEAT_MS;
-    if (strcmp(status, "100") == 0) return; /* a heartbeat */
+    if (span_is(status.code, "100")) return; /* a heartbeat */
     k->wanted = 0;
-    if (says(status, words, ended) || (k->brought && strcmp(words, too_big) == 0)) return;
-    if (says(status, words, moved)) return consumer_forget(k);
-    if (strcmp(words, too_big) == 0) words = "its next message is larger than max_bytes, or than MESSAGE_MAX, and is in the way of all others";
-    consumer_trouble(k, *words ? words : "JetStream refuses the request for messages");
+    if (says(status, ended) || (k->brought && is_too_big)) return;
+    if (says(status, moved)) return consumer_forget(k);
+    if (status.words.len) (void)text_of(status.words, words, sizeof(words));
+    consumer_trouble(k, is_too_big ? "its next message is larger than max_bytes, or than MESSAGE_MAX, and is in the way of all others" : words);
 }
 
 /* What comes to "{number}.{question}" of a link's pull inbox. */
@@ -2222,8 +2309,6 @@ static bool read_ack(const char *subject, struct ack *a) {
     return true;
 }
 
-static bool span_is(struct span s, const char *text) { return strlen(text) == s.len && memcmp(s.at, text, s.len) == 0; }
-
 /* The consumer of this link that a message with this reply subject came from, or NULL. protocol: nats-server takes such a
  * reply subject from no client, so nobody can have a message acknowledged that the component never saw (client.go). */
 static struct consumer *consumer_of(struct link *l, const char *ack) {
@@ -2291,12 +2376,12 @@ static enum posted invoke(struct call *c, const uint8_t *params, size_t len, str
     char inbox[INBOX_MAX + TOKEN_LEN];
     const struct header headers[] = {{"source-id", self.key}, {"target-id", l->component},
                                      {"traceparent", trace.parent}, {"tracestate", trace.state}};
-    size_t max = conn_max_payload(&lattice), head = headers_size(headers);
+    size_t max = lattice.io.max_payload, head = headers_size(headers);
     size_t first = MIN(len, max > head ? max - head : 0), rest = len - first;
     c->whole = c->held;
     if (rest > 0 && !c->held && !(c->held = record_make(l, (struct trace){0}, params + first, rest, rest))) return POST_FULL;
     c->sent = c->whole ? (uint32_t)first : 0;
-    c->generation = random_64(); /* it may have been tried before */
+    c->generation = random_60(); /* it may have been tried before */
     c->shaken = false;
     c->result = (struct result){0};
     call_inbox(c, &lattice, inbox);
@@ -2417,7 +2502,7 @@ static struct call *accept_message(struct consumer *k, const char *ack, const ch
         say(&l->conn.topic, LEVEL_ERROR, "a message of consumer %s was given back: %s", k->name, wrong ? wrong : "too many calls in flight");
         return refuse_message(k, ack), NULL;
     }
-    (void)snprintf(c->reply, sizeof(c->reply), "%s", ack);
+    (void)text_of(span_of(ack), c->reply, sizeof(c->reply));
     c->consumer = k;
     k->open++;
     report_progress(c);
@@ -2512,7 +2597,7 @@ static void on_nobody(struct call *c) {
  * them: they go out at once, and the empty message that ends them goes out even to a handshake that comes too late. */
 static void on_handshake(struct call *c, natsMsg *msg) {
     const char *rest = natsMsg_GetReply(msg);
-    if (natsMsg_IsNoResponders(msg)) {
+    if (is_no_responders(msg)) {
         if (c) on_nobody(c);
         return;
     }
@@ -2632,8 +2717,8 @@ static void on_link_down(struct conn *conn, const char *why) {
 
 static void link_subscribe(struct conn *conn, struct span subject, struct span queue) {
     char s[SUBJECT_MAX + 1], q[SUBJECT_MAX + 1];
-    (void)snprintf(s, sizeof(s), "%.*s", (int)subject.len, subject.at);
-    (void)snprintf(q, sizeof(q), "%.*s", (int)queue.len, queue.at ? queue.at : "");
+    (void)text_of(subject, s, sizeof(s));
+    (void)text_of(queue, q, sizeof(q));
     if (conn_subscribe(conn, s, *q ? q : NULL)) say(&conn->topic, LEVEL_DEBUG, "subscribed to %s%s%s", s, *q ? " in queue group " : "", q);
 }
 
@@ -2659,7 +2744,7 @@ static void link_leave(struct link *l, bool replaced) {
 
 /* Calls, messages, or bytes that must still go out: what JetStream is told of the last messages, say. */
 static bool link_is_busy(const struct link *l) {
-    return l->calls > 0 || l->waiting > 0 || (l->conn.state == CONN_UP && !l->conn.io.broken && natsConnection_Buffered(l->conn.nc) > 0);
+    return l->calls > 0 || l->waiting > 0 || (l->conn.state == CONN_UP && !l->conn.io.broken && conn_buffered(&l->conn) > 0);
 }
 
 /* Gives a leaving link's slot back. */
@@ -2938,7 +3023,7 @@ static int sleep_ms(bool more_input) {
 
 /* While the lattice's server reads slowly, links are not read: what they bring would only wait. */
 static bool lattice_is_full(void) {
-    return lattice.state == CONN_UP && lattice.io.blocked && natsConnection_Buffered(lattice.nc) > WRITE_MAX / 2;
+    return lattice.state == CONN_UP && lattice.io.blocked && lattice.io.waiting > WRITE_MAX / 2;
 }
 
 /* Sleeps until poll has news, or for so long. The first descriptor is what wakes the loop. */
@@ -3024,7 +3109,7 @@ enum {
 _Static_assert(RESERVED <= RESERVED_MAX, "provider.h reserves more than RESERVED_MAX: lower a limit, or raise it knowingly");
 #endif
 _Static_assert(HOST_DATA_MAX <= sizeof(scratch), "host data is read into scratch: HOST_DATA_MAX must fit into PARAMS_MAX");
-_Static_assert(CALLS_MAX < 65536, "an inbox has four digits for the slot");
+_Static_assert(CALLS_MAX <= 1 << (5 * SLOT_LEN), "an inbox has SLOT_LEN digits for the slot");
 
 static const char help[] =
     "usage: " PROVIDER_NAME "               run: a wasmCloud host starts it so, and writes host data to standard input\n"
@@ -3229,7 +3314,7 @@ static void start_process(void) {
     (void)sigaction(SIGTERM, &(struct sigaction){.sa_handler = on_signal}, NULL);
     (void)sigaction(SIGINT, &(struct sigaction){.sa_handler = on_signal}, NULL);
     (void)sigaction(SIGUSR1, &(struct sigaction){.sa_handler = on_signal}, NULL);
-    if (nats_Open(-1) != NATS_OK) die("nats.c does not start: %s", nats_GetLastError(NULL));
+    if (nats_Open(0) != NATS_OK) die("nats.c does not start: %s", nats_GetLastError(NULL));
 }
 
 static void start_lattice(json_t *settings) {

@@ -897,12 +897,92 @@ static struct link *consumer_link(void) {
     return &links[0];
 }
 
+/* A message as nats.c's parser makes it. */
+static natsMsg *message_with(const char *headers, const char *reply, const void *bytes, size_t len) {
+    natsMsg *msg = NULL;
+    size_t head = strlen(headers);
+    char *all = malloc(head + len + 1);
+    memcpy(mempcpy(all, headers, head), len ? bytes : "", len);
+    CHECK(natsMsg_createWithPadding(&msg, "s", 1, reply, reply ? (int)strlen(reply) : 0, all, (int)(head + len), 0, (int)head) == NATS_OK);
+    free(all);
+    return msg;
+}
+
+static bool same_text(const char *a, const char *b) { return a && b ? strcmp(a, b) == 0 : a == b; }
+
+static bool has_status(natsMsg *msg, const char *code, const char *words) {
+    return span_is(status_of(msg).code, code) && span_is(status_of(msg).words, words);
+}
+
+static bool has_trace(natsMsg *msg, const char *parent, const char *state) {
+    return same_text(header_of(msg, "traceparent"), parent) && same_text(header_of(msg, "tracestate"), state);
+}
+
+static bool says_nobody(const char *headers, const char *data) {
+    natsMsg *msg = message_with(headers, NULL, data, strlen(data));
+    bool nobody = is_no_responders(msg);
+    natsMsg_free(msg);
+    return nobody;
+}
+
+static const struct { const char *headers, *parent, *state, *code, *words; } blocks[] = {
+    {"", NULL, NULL, "", ""},
+    {"NATS/1.0\r\n\r\n", NULL, NULL, "", ""},
+    {"NATS/1.0\r\ntraceparent: a\r\ntracestate: b=c,d=e\r\n\r\n", "a", "b=c,d=e", "", ""},
+    {"NATS/1.0\r\ntracestate:b\r\ntraceparent:\t a b\r\n\r\n", "a b", "b", "", ""},
+    {"NATS/1.0\r\ntraceparent: first\r\ntraceparent: second\r\n\r\n", "first", NULL, "", ""},
+    {"NATS/1.0\r\nx-traceparent: a\r\ntraceparents: b\r\nTraceparent: c\r\n\r\n", NULL, NULL, "", ""},
+    {"NATS/1.0\r\ntraceparent:\r\ntracestate\r\n\r\n", "", NULL, "", ""},
+    {"NATS/1.0\r\ntraceparent: a\rtracestate: b\r\n\r\n", "a", NULL, "", ""},
+    {"NATS/1.0\r\ntraceparent: no end", NULL, NULL, "", ""},
+    {"NATS/1.0\r\ntraceparent", NULL, NULL, "", ""},
+    {"NATS/1.0 503\r\n\r\n", NULL, NULL, "503", ""},
+    {"NATS/1.0 100 Idle Heartbeat\r\ntraceparent: a\r\n\r\n", "a", NULL, "100", "Idle Heartbeat"},
+    {"NATS/1.0 409 \r\n\r\n", NULL, NULL, "409", ""},
+    {"NATS/1.0 50\r\n\r\n", NULL, NULL, "", ""},
+    {"NATS/1.0 503", NULL, NULL, "", ""},
+    {"HTTP/1.1 503\r\n\r\n", NULL, NULL, "", ""},
+    {"\r\n", NULL, NULL, "", ""},
+    {"x", NULL, NULL, "", ""},
+};
+
+/* Headers and status lines, as they come and as they should not. Each is looked up twice, since looking changes the message. */
+static void test_headers(void) {
+    for (size_t i = 0; i < COUNT_OF(blocks); i++) {
+        natsMsg *msg = message_with(blocks[i].headers, NULL, "data", 4);
+        ROUNDS(2) {
+            CHECK(has_status(msg, blocks[i].code, blocks[i].words));
+            CHECK(has_trace(msg, blocks[i].parent, blocks[i].state));
+        }
+        CHECK(same_text(natsMsg_GetData(msg), "data"));
+        natsMsg_free(msg);
+        CHECK(!says_nobody(blocks[i].headers, "data"));
+        CHECK(says_nobody(blocks[i].headers, "") == same_text(blocks[i].code, "503"));
+    }
+}
+
+/* What headers_write() writes is as long as headers_size() says, and nats.c reads the same in it. */
+static void test_written_headers(void) {
+    const struct header some[] = {{"source-id", "messaging-nats"}, {"left-out", NULL}, {"traceparent", "00-1"}, {NULL, NULL}};
+    const struct header four[] = {{"a", "1"}, {"b", "2"}, {"c", "3"}, {"d", "4"}}, none[] = {{"a", NULL}, {NULL, NULL}};
+    const char *value = NULL;
+    natsMsg *msg = NULL;
+    CHECK(headers_size(none) == 0 && headers_size(NULL) == 0);
+    CHECK(headers_size(four) == strlen("NATS/1.0\r\na: 1\r\nb: 2\r\nc: 3\r\nd: 4\r\n\r\n"));
+    int head = (int)headers_size(some);
+    CHECK(natsMsg_createWithPadding(&msg, "s", 1, NULL, 0, NULL, head, 0, head) == NATS_OK);
+    headers_write((char *)headers_of(msg).at, some);
+    CHECK(headers_of(msg).len == (size_t)head && memcmp(headers_of(msg).at + head - 4, "\r\n\r\n", 5) == 0);
+    CHECK(natsMsgHeader_Get(msg, "source-id", &value) == NATS_OK && strcmp(value, "messaging-nats") == 0);
+    CHECK(natsMsgHeader_Get(msg, "traceparent", &value) == NATS_OK && strcmp(value, "00-1") == 0);
+    CHECK(natsMsgHeader_Get(msg, "left-out", &value) == NATS_NOT_FOUND);
+    natsMsg_free(msg);
+}
+
 /* A piece of a call's parameters: the first, or another for the call that waits for one. */
 static void piece(bool first, const void *bytes, size_t len) {
-    natsMsg *msg = NULL;
     uint8_t *exact = exactly(bytes, len);
-    CHECK(natsMsg_Create(&msg, "s", first ? "_INBOX.caller" : NULL, (const char *)exact, (int)len) == NATS_OK);
-    CHECK(natsMsgHeader_Set(msg, "source-id", COMPONENT) == NATS_OK);
+    natsMsg *msg = message_with("NATS/1.0\r\nsource-id: " COMPONENT "\r\n\r\n", first ? "_INBOX.caller" : NULL, exact, len);
     if (first) on_call(msg, false);
     for (struct call *c = calls.slots; !first && c < calls.slots + calls.fresh; c++)
         if (c->kind == CALL_PARAMS) on_params(c, msg);
@@ -970,7 +1050,7 @@ int main(void) {
     static const struct { const char *name; void (*test)(void); } groups[] = {
         {"u32", test_u32}, {"numbers and lengths", test_numbers}, {"strings", test_strings}, {"golden parameters", test_golden},
         {"random messages", test_random_messages}, {"results in pieces", test_results}, {"changed results", test_changed_results},
-        {"subjects", test_subjects}, {"lists", test_lists}, {"servers", test_servers}, {"acknowledgements", test_acks},
+        {"subjects", test_subjects}, {"headers", test_headers}, {"written headers", test_written_headers}, {"lists", test_lists}, {"servers", test_servers}, {"acknowledgements", test_acks},
         {"lists of consumers", test_consumers}, {"consumers of messages", test_consumer_of}, {"nkeys", test_keys},
         {"secrets", test_secrets}, {"log lines", test_log}, {"repeated lines", test_gates}, {"records", test_records},
         {"shares of records", test_shares}, {"call slots", test_slots}, {"changed links", test_changed_links},

@@ -217,6 +217,12 @@ static int world_buffered(natsConnection *nc) { return nc ? ((struct server *)(v
 static int64_t world_max_payload(natsConnection *nc) { return ((struct server *)(void *)nc)->max_payload; }
 static natsStatus world_last_error(const char **text) { return *text = world.error, NATS_ERR; }
 
+/* The lattice's server says in an INFO how large a message may be. */
+static void lattice_takes(int64_t bytes) {
+    world.servers[LINK_SLOTS].max_payload = bytes;
+    conn_learn(&lattice);
+}
+
 static natsStatus world_write(natsConnection *nc) {
     struct server *s = (struct server *)(void *)nc;
     MUST(s->buffered > 0 && atomic_load(&conn_of(nc)->wants_write));
@@ -295,11 +301,12 @@ static struct delivery *delivery_of(const char *ack) {
  * no reply subject. */
 static void to_component(const char *inbox, const void *data, size_t len) {
     struct start *s = &world.started[world.starts++ % CALLERS];
-    char slot[SLOT_LEN + 1] = "";
     struct reader r = {data, data, (const uint8_t *)data + len, 0};
     struct message m = {0};
-    memcpy(slot, inbox + lattice.inbox_len, SLOT_LEN);
-    const struct call *c = &calls.slots[strtoul(slot, NULL, 16)];
+    size_t slot = 0;
+    for (size_t i = SLOT_LEN; i-- > 0;) slot = 32 * slot + (size_t)(strchr(base32_digits, inbox[lattice.inbox_len + i]) - base32_digits);
+    MUST(slot < CALLS_MAX);
+    const struct call *c = &calls.slots[slot];
     *s = (struct start){.of = c->consumer ? delivery_of(c->reply) : NULL};
     (void)snprintf(s->inbox, sizeof(s->inbox), "%s", inbox);
     MUST(!c->consumer || (s->of && s->of->came > s->of->acked + s->of->refused));
@@ -562,13 +569,22 @@ static struct span take_bytes(size_t len) {
 static struct span take_span(void) { return take_bytes(take()); }
 
 /* As a string in memory of exactly its size; the caller frees it. */
-static char *text_of(struct span s) { return strndup(s.len ? s.at : "", s.len); }
+static char *taken_text(struct span s) { return strndup(s.len ? s.at : "", s.len); }
 
-static natsMsg *message(const char *subject, const char *reply, struct span data) {
+/* A message as nats.c's parser makes it, with this header block: see headers_of(). */
+static natsMsg *message_with(const char *headers, const char *subject, const char *reply, struct span data) {
     natsMsg *msg = NULL;
-    MUST(natsMsg_Create(&msg, subject, reply && *reply ? reply : NULL, data.at, (int)data.len) == NATS_OK);
+    size_t head = strlen(headers);
+    char *all = malloc(head + data.len + 1);
+    memcpy(mempcpy(all, headers, head), data.len ? data.at : "", data.len);
+    MUST(natsMsg_createWithPadding(&msg, subject, (int)strlen(subject), reply, reply ? (int)strlen(reply) : 0, all,
+                                   (int)(head + data.len), 0, (int)head) == NATS_OK);
+    free(all);
     return msg;
 }
+
+static natsMsg *message(const char *subject, const char *reply, struct span data) { return message_with("", subject, reply, data); }
+static const char no_responders[] = "NATS/1.0 503\r\n\r\n";
 
 /* What a component's host answers: whether it may count as done. */
 static void note_answer(natsMsg *msg) {
@@ -577,7 +593,7 @@ static void note_answer(natsMsg *msg) {
     for (struct start *s = world.started; s < world.started + CALLERS; s++) {
         size_t n = strlen(s->inbox);
         if (n == 0 || strncmp(subject, s->inbox, n) != 0 || !c || c->kind != CALL_HANDLER) continue;
-        if (!subject[n] && !natsMsg_IsNoResponders(msg)) s->shaken |= is_inbox(natsMsg_GetReply(msg));
+        if (!subject[n] && !is_no_responders(msg)) s->shaken |= is_inbox(natsMsg_GetReply(msg));
         if (strcmp(subject + n, ".results") != 0 || !s->shaken || s->begun || natsMsg_GetDataLength(msg) == 0) continue;
         s->begun = true;
         if (s->of && *natsMsg_GetData(msg) == 0) s->of->ok++;
@@ -642,14 +658,13 @@ static struct link *put(bool is_handler, const char *component, const char *key,
 }
 
 static struct caller *call(const char *component, unsigned n, bool is_request, struct span params) {
-    char rc[16];
+    char rc[16], headers[64];
     struct caller *c = &world.callers[n % CALLERS];
     if (c->used) return c;
     *c = (struct caller){.used = true, .is_request = is_request};
     (void)snprintf(rc, sizeof(rc), "C.%u", n % CALLERS);
-    natsMsg *msg = message(subjects[is_request ? SUB_REQUEST : SUB_PUBLISH], rc, params);
-    MUST(natsMsgHeader_Set(msg, "source-id", component) == NATS_OK);
-    arrive(&lattice, msg);
+    (void)snprintf(headers, sizeof(headers), "NATS/1.0\r\nsource-id: %s\r\n\r\n", component);
+    arrive(&lattice, message_with(headers, subjects[is_request ? SUB_REQUEST : SUB_PUBLISH], rc, params));
     return c;
 }
 
@@ -777,7 +792,7 @@ static void check_server(struct span url) {
 /* What goes into subjects, lists, numbers, log lines. */
 static void fuzz_subjects(const uint8_t *data, size_t len) {
     struct span s = {(const char *)data, len = MIN(len, 1200)};
-    char *text = text_of(s), small[40];
+    char *text = taken_text(s), small[40];
     const char *suffix;
     for (int wildcards = 0; wildcards < 2; wildcards++) MUST(is_subject(s, wildcards) == oracle_subject(s, wildcards));
     MUST(is_utf8(s) == oracle_utf8(s));
@@ -859,7 +874,7 @@ static void check_consumer_list(const char *text) {
 /* A reply subject, and a list of consumers: the same text is tried as both. */
 static void fuzz_acks(const uint8_t *data, size_t len) {
     struct span s = {(const char *)data, len};
-    char *text = text_of(s);
+    char *text = taken_text(s);
     check_ack(text);
     check_consumer_list(text);
     MUST(world.blocks == 0);
@@ -982,7 +997,7 @@ static void fuzz_chunks(const uint8_t *data, size_t len) {
     unsigned flags = take();
     struct span cuts = take_bytes(flags >> 1 & 15), params = in;
     world_begin();
-    if (flags & 32) world.servers[LINK_SLOTS].max_payload = 64 + (flags >> 6) * 40;
+    if (flags & 32) lattice_takes(64 + (flags >> 6) * 40);
     struct link *l = put(false, "echo", "cluster_uris", "nats://127.0.0.1:4222");
     for (unsigned round = 0; round < 2; round++) {
         in = params;
@@ -1021,11 +1036,12 @@ static void happen(struct link *handler, struct link *const consumers[2]) {
     case 0: case 1: call(n & 1 ? "echo" : "other", n, op & 1, take_span()); break;
     case 2: more_params(c, op & 128 ? (struct span){(const char *)big, sizeof(big)} : take_span()); break;
     case 3: case 4: { /* a message of a subscription, or what is none */
-        text = text_of(take_span());
-        natsMsg *msg = message(*text ? text : "t.echo", n & 1 ? "r.eply" : NULL, op & 128 ? (struct span){(const char *)big, 4000} : take_span());
-        char *parent = n & 2 ? text_of(take_span()) : NULL;
-        if (parent) MUST(natsMsgHeader_Set(msg, "traceparent", parent) == NATS_OK && natsMsgHeader_Set(msg, "tracestate", "x=y") == NATS_OK);
-        arrive(&handler->conn, msg);
+        text = taken_text(take_span());
+        struct span body = op & 128 ? (struct span){(const char *)big, 4000} : take_span();
+        char *parent = taken_text(n & 2 ? take_span() : (struct span){0}), *headers = NULL;
+        MUST(asprintf(&headers, n & 4 ? "%s" : "NATS/1.0\r\ntraceparent: %s\r\ntracestate: x=y\r\n\r\n", parent) >= 0); /* or any bytes */
+        arrive(&handler->conn, message_with(headers, *text ? text : "t.echo", n & 1 ? "r.eply" : NULL, body));
+        free(headers);
         free(parent);
         free(text);
         break;
@@ -1033,17 +1049,16 @@ static void happen(struct link *handler, struct link *const consumers[2]) {
     case 5: case 6: case 7: { /* from a component's host: handshake, result, failure */
         (void)snprintf(subject, sizeof(subject), "%s%s", world.started[n % CALLERS].inbox, suffixes[op / 16 % COUNT_OF(suffixes)]);
         if (!*world.started[n % CALLERS].inbox) break;
-        text = text_of(take_span());
-        natsMsg *msg = message(subject, *text && *text != 'C' && op / 16 % COUNT_OF(suffixes) == 0 ? text : op & 128 ? "H.rs" : NULL, take_span());
-        if (n & 128) MUST(natsMsgHeader_Set(msg, "Status", "503") == NATS_OK);
-        arrive(&lattice, msg);
+        text = taken_text(take_span());
+        const char *reply = *text && *text != 'C' && op / 16 % COUNT_OF(suffixes) == 0 ? text : op & 128 ? "H.rs" : NULL;
+        arrive(&lattice, message_with(n & 128 ? no_responders : "", subject, reply, take_span()));
         free(text);
         break;
     }
     case 8: { /* a reply to a request */
         if (!*world.asked[n % CALLERS]) break;
-        natsMsg *msg = message(world.asked[n % CALLERS], op & 128 ? "a.b" : NULL, op & 64 ? (struct span){(const char *)big, sizeof(big)} : take_span());
-        if (n & 128) MUST(natsMsgHeader_Set(msg, "Status", "503") == NATS_OK);
+        struct span body = op & 64 ? (struct span){(const char *)big, sizeof(big)} : take_span();
+        natsMsg *msg = message_with(n & 128 ? no_responders : "", world.asked[n % CALLERS], op & 128 ? "a.b" : NULL, body);
         for (size_t i = 0; i < 2; i++)
             if (strncmp(world.asked[n % CALLERS], consumers[i]->conn.inbox, consumers[i]->conn.inbox_len) == 0) arrive(&consumers[i]->conn, msg), msg = NULL;
         natsMsg_free(msg);
@@ -1051,7 +1066,7 @@ static void happen(struct link *handler, struct link *const consumers[2]) {
     }
     case 9: { /* any subject, on any connection; or behind an inbox */
         struct conn *on = n & 1 ? &lattice : n & 2 ? &handler->conn : &l->conn;
-        text = text_of(take_span());
+        text = taken_text(take_span());
         (void)snprintf(subject, sizeof(subject), "%s%.200s", op & 128 ? on->inbox : "", text);
         if (*subject) arrive(on, message(subject, op & 64 && *text != 'C' ? text : NULL, take_span())); /* C.n are the callers */
         free(text);
@@ -1062,7 +1077,7 @@ static void happen(struct link *handler, struct link *const consumers[2]) {
     case 12: /* a connection breaks, and comes back */
         l = op & 128 ? handler : l;
         atomic_store(&l->conn.server_error, op & 64);
-        if (n & 2) (void)snprintf(world.error, sizeof(world.error), "%s", text = text_of(take_span())), free(text);
+        if (n & 2) (void)snprintf(world.error, sizeof(world.error), "%s", text = taken_text(take_span())), free(text);
         if (l->conn.state == CONN_UP) atomic_store(&l->conn.closed, !(n & 4));
         else if (l->conn.state == CONN_WAITING) now = MAX(now, l->conn.due_ms);
         else server_up(&l->conn);
@@ -1097,7 +1112,7 @@ static void fuzz_calls(const uint8_t *data, size_t len) {
     unsigned flags = take();
     struct link *handler = put(true, "echo", "max_in_flight", in_flight[flags & 3]);
     struct link *const consumers[] = {put(false, "other", "cluster_uris", "h:1"), put(false, "echo", "cluster_uris", "h:1,h:2")};
-    if (flags & 4) world.servers[LINK_SLOTS].max_payload = 256 + (flags >> 3);
+    if (flags & 4) lattice_takes(256 + (flags >> 3));
     if (flags & 128) consumers[0]->conn.write_max = 30000;
     if (flags & 64) consumers[1]->conn.io.capacity = MESSAGE_MAX;
     for (unsigned i = 0; in.len > 0 && i < 200; i++) {
@@ -1149,11 +1164,11 @@ static void jetstream_answers(struct link *l, const struct question *q, unsigned
     unsigned choice = take();
     if (!*q->inbox) return;
     if (how & 1) {
-        natsMsg *msg = message(q->inbox, NULL, how & 32 ? take_span() : (struct span){0});
-        own = how & 64 ? text_of(take_span()) : NULL;
-        if (*statuses[choice % 12]) MUST(natsMsgHeader_Set(msg, "Status", statuses[choice % 12]) == NATS_OK);
-        if (own || choice / 12 % 8) MUST(natsMsgHeader_Set(msg, "Description", own ? own : words[choice / 12 % 8]) == NATS_OK);
-        arrive(&l->conn, msg);
+        char headers[400];
+        struct span body = how & 32 ? take_span() : (struct span){0};
+        own = how & 64 ? taken_text(take_span()) : NULL;
+        (void)snprintf(headers, sizeof(headers), "NATS/1.0 %s %.300s\r\nNats-Pending-Messages: 1\r\n\r\n", statuses[choice % 12], own ? own : words[choice / 12 % 8]);
+        arrive(&l->conn, message_with(headers, q->inbox, NULL, body));
     } else if (how & 2) {
         world.max_batch = 0; /* it may say anything */
         arrive(&l->conn, message(q->inbox, NULL, take_span()));
@@ -1174,15 +1189,13 @@ static void jetstream_delivers(struct link *l, unsigned how) {
     static const uint8_t big[MESSAGE_MAX + 1];
     static unsigned sequence;
     const struct consumer *k = &l->consumers[l->consumer_count ? take() % l->consumer_count : 0];
-    char ack[SUBJECT_MAX], *own = how & 128 ? text_of(take_span()) : NULL;
+    char ack[SUBJECT_MAX], *own = how & 128 ? taken_text(take_span()) : NULL;
     sequence = world.delivered ? sequence + !(how & 4) : 1;
     if (own) (void)snprintf(ack, sizeof(ack), "%s%.900s", how & 64 ? "" : "$JS.ACK.", own);
     else (void)snprintf(ack, sizeof(ack), forms[how % 3], k->stream ? k->stream : "S", k->name ? k->name : "c", sent[how >> 3 & 7], sequence);
     struct span body = take_span();
     if (how & 64 && !own) body = (struct span){(const char *)big, body.len % 2 ? sizeof(big) : 4000 + body.len};
-    natsMsg *msg = message("t.delivered", ack, body);
-    if (body.len % 4 == 1) MUST(natsMsgHeader_Set(msg, "traceparent", "00-1-2-00") == NATS_OK);
-    arrive(&l->conn, msg);
+    arrive(&l->conn, message_with(body.len % 4 == 1 ? "NATS/1.0\r\ntraceparent: 00-1-2-00\r\n\r\n" : "", "t.delivered", ack, body));
     free(own);
 }
 
@@ -1235,7 +1248,7 @@ static void fuzz_jetstream(const uint8_t *data, size_t len) {
     link_put(json);
     json_decref(json);
     struct link *const consumers[] = {put(false, "other", "cluster_uris", "h:1"), put(false, "echo", "cluster_uris", "h:1,h:2")};
-    if (flags & 4) world.servers[LINK_SLOTS].max_payload = 256 + (flags >> 3);
+    if (flags & 4) lattice_takes(256 + (flags >> 3));
     link_up(handler_link(true));
     for (unsigned i = 0; in.len > 0 && i < 200; i++) {
         happen_to_consumers(take(), consumers);

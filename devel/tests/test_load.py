@@ -64,7 +64,7 @@ async def blocks_taken(world, flow, calls):
     return int(re.search(r"(\d+) blocks taken", provider.lines[-1]).group(1))
 
 
-@pytest.mark.parametrize("flow, most", [("publish", 7), ("request", 8), ("handle", 15)])
+@pytest.mark.parametrize("flow, most", [("publish", 1), ("request", 2), ("handle", 5)])
 async def test_allocations(worlds, server, flow, most):
     """What nats.c takes from the arena for a call: a fixed number of blocks, in both directions. Our own code takes none."""
     few, many = [await blocks_taken(await worlds(server), flow, calls) for calls in (1_000, 11_000)]
