@@ -82,6 +82,9 @@ static uint64_t monotonic_ms(void) {
  * map says which lists are not empty: taking and giving back cost the same few instructions however long the program has
  * run. Neighbours that are free are joined. Our own code takes a block only for what must wait: see records, in room 7.
  *
+ * nats.c takes and gives back a block or two for each message, always of the same few sizes. So the loop's thread keeps the
+ * last block of each small size that it gave back, and takes it again without the lock.
+ *
  * In:  sizes. Out: memory, or NULL. Touches: the arena. Any thread may use it.
  */
 struct block;
@@ -101,6 +104,10 @@ struct block {
     size_t size;               /* of the payload, in bytes; the lowest bit says that the block is free */
     struct block *next, **at;  /* only while it is free, in the payload: the next in its list, and what points to it */
 };
+
+enum { SPARES = 64 }; /* sizes of 16, 32, … 1,008 bytes */
+static struct block *spares[SPARES];  /* by size, one each; they count as in use. The loop's thread alone touches them */
+static _Thread_local bool keeps_spares;
 
 enum { ALIGN = 16, HEAD = offsetof(struct block, next) < ALIGN ? ALIGN : offsetof(struct block, next) };
 
@@ -184,6 +191,24 @@ static void count_in(const struct block *b) {
     if (arena.in_use > arena.peak) arena.peak = arena.in_use;
 }
 
+/* Gives the spare blocks back, which may lie between two free ones. */
+static void spares_release(void) {
+    for (size_t i = 0; keeps_spares && i < SPARES; i++) {
+        if (!spares[i]) continue;
+        arena.in_use -= spares[i]->size + HEAD;
+        block_release(spares[i]);
+        spares[i] = NULL;
+    }
+}
+
+/* A free block of at least this size, or NULL; the spare ones go before. */
+static struct block *block_find_hard(size_t size) {
+    struct block *b = block_find(size);
+    if (b) return b;
+    spares_release();
+    return block_find(size);
+}
+
 /* One free block over the whole arena; behind it a block in use without payload, so that each has a neighbour. */
 static void arena_start(void) {
     struct block *all = (struct block *)(void *)arena_bytes;
@@ -193,14 +218,33 @@ static void arena_start(void) {
     arena.ready = true;
 }
 
-void *malloc(size_t size) {
-    struct block *b = NULL;
+/* From now on this thread keeps spare blocks. */
+static void arena_serves_loop(void) { keeps_spares = true; }
+
+/* Takes a spare block of this size, or of one so little larger that block_trim() would leave it so; or NULL. */
+static struct block *spare_take(size_t size) {
+    for (size_t i = size / ALIGN; keeps_spares && i < SPARES && i * ALIGN < size + HEAD + 2 * ALIGN; i++) {
+        struct block *b = spares[i];
+        spares[i] = NULL;
+        if (b) return b;
+    }
+    return NULL;
+}
+
+static bool spare_keep(struct block *b) {
+    size_t i = b->size / ALIGN;
+    if (!keeps_spares || i >= SPARES || spares[i]) return false;
+    spares[i] = b;
+    return true;
+}
+
+static void *malloc_from_lists(size_t size) {
     pthread_mutex_lock(&arena.lock);
     if (!arena.ready) arena_start();
-    if (size <= BLOCK_MAX) b = block_find(rounded(size));
+    struct block *b = block_find_hard(size);
     if (b) {
         block_unlist(b);
-        block_trim(b, rounded(size));
+        block_trim(b, size);
         count_in(b);
     }
     pthread_mutex_unlock(&arena.lock);
@@ -209,11 +253,19 @@ void *malloc(size_t size) {
     return NULL;
 }
 
+void *malloc(size_t size) {
+    if (size > BLOCK_MAX) return errno = ENOMEM, NULL;
+    struct block *b = spare_take(rounded(size));
+    return b ? payload(b) : malloc_from_lists(rounded(size));
+}
+
 void free(void *p) {
     if (!p) return;
+    struct block *b = block_of(p);
+    if (spare_keep(b)) return;
     pthread_mutex_lock(&arena.lock);
-    arena.in_use -= block_of(p)->size + HEAD;
-    block_release(block_of(p));
+    arena.in_use -= b->size + HEAD;
+    block_release(b);
     pthread_mutex_unlock(&arena.lock);
 }
 
@@ -251,12 +303,13 @@ size_t malloc_usable_size(void *p) { return p ? block_of(p)->size : 0; }
  * large messages count on. */
 static bool arena_spares(size_t bytes, size_t block, unsigned links_to_come) {
     pthread_mutex_lock(&arena.lock);
-    bool spares = arena.in_use + bytes + ARENA_IN_TRANSIT + links_to_come * (size_t)ARENA_PER_LINK <= ARENA_BYTES && block_find(block);
+    bool enough = arena.in_use + bytes + ARENA_IN_TRANSIT + links_to_come * (size_t)ARENA_PER_LINK <= ARENA_BYTES && block_find_hard(block);
     pthread_mutex_unlock(&arena.lock);
-    return spares;
+    return enough;
 }
 #else
 size_t malloc_usable_size(void *p);
+static void arena_serves_loop(void) { }
 static bool arena_spares(size_t bytes, size_t block, unsigned links_to_come) { return bytes + block + links_to_come > 0; }
 #endif
 
@@ -507,6 +560,11 @@ struct result {
     char words[120];
 };
 
+static void result_start(struct result *r) {
+    memset(r, 0, offsetof(struct result, words));
+    r->words[0] = 0;
+}
+
 /* The next byte of it. Returns false if that cannot stand there. */
 static bool result_byte(struct result *r, uint8_t byte) {
     if (r->at == AT_TAG) {
@@ -521,7 +579,7 @@ static bool result_byte(struct result *r, uint8_t byte) {
         r->at = r->len ? AT_WORDS : AT_END;
         return r->len <= UINT32_MAX;
     }
-    if (r->kept < sizeof(r->words) - 1) r->words[r->kept++] = (char)byte;
+    if (r->kept < sizeof(r->words) - 1) r->words[r->kept++] = (char)byte, r->words[r->kept] = 0;
     if (--r->len == 0) r->at = AT_END;
     return true;
 }
@@ -534,12 +592,12 @@ static enum decoded read_result(struct result *r, const uint8_t *bytes, size_t l
 
 static struct span span_of(const char *text) { return (struct span){text, text ? strlen(text) : 0}; }
 
-/* Text with a NUL at its end, cut if it is longer than `size` allows. */
-static const char *text_of(struct span s, char *out, size_t size) {
+/* The same as text with a NUL at its end, cut if it is longer than `size` allows. */
+static struct span text_of(struct span s, char *out, size_t size) {
     size_t len = MIN(s.len, size - 1);
     if (len) memcpy(out, s.at, len);
     out[len] = 0;
-    return out;
+    return (struct span){out, len};
 }
 
 /* Whether a token may begin with the character at `i`. A `*` or `>` that is not alone in its token is no wildcard. */
@@ -735,8 +793,7 @@ struct conn {
     unsigned failures;     /* attempts since it last stood for a while */
     struct {               /* of this time that it is UP */
         uint64_t up_ms, heard_ms, asked_ms;  /* when it came up, was last heard, was last asked for a sign of life */
-        uint64_t written;  /* bytes that the kernel has taken */
-        size_t waiting;    /* bytes in nats.c's write buffer: exact after writing, and no fewer than that until then */
+        uint64_t given, written; /* bytes of messages that nats.c got to write, and of them those that the kernel has taken */
         size_t capacity;   /* what that buffer has grown to, about */
         size_t max_payload;/* the most bytes that a message may have, headers included: as many as the server takes */
         bool blocked;      /* the socket takes no more: wait for POLLOUT */
@@ -939,38 +996,30 @@ static void conn_connect(struct conn *c) {
     pthread_detach(thread);
 }
 
-static uint64_t random_60(void) {
-    static uint64_t pool[64]; /* each of libsodium's answers is a system call */
-    static size_t left;
-    if (left == 0) randombytes_buf(pool, sizeof(pool)), left = COUNT_OF(pool);
-    return pool[--left] >> 4;
-}
+/* What makes inboxes one of a kind: 60 random bits in base32. Inboxes are short, because nats.c, each server on the way and the
+ * host look at every byte of them in every message. */
+enum { SECRET_LEN = 12 };
 
-/* Numbers in inboxes are base32, 5 bits a digit, the lowest first. Inboxes are short, because nats.c, each server on the way
- * and the host look at every byte of them in every message. */
-enum { DIGITS_OF_60 = 12 };
-
-static char *put_digits(char *out, uint64_t number, size_t count) {
-    for (size_t i = 0; i < count; i++, number >>= 5) out[i] = base32_digits[number & 31];
-    return out + count;
-}
-
-/* False: so many digits do not stand there. */
-static bool get_digits(const char *text, size_t count, uint64_t *number) {
-    *number = 0;
-    for (size_t i = 0; i < count; i++) {
-        unsigned letter = (unsigned)text[i] - 'A', figure = (unsigned)text[i] - '2';
-        if (letter > 25 && figure > 5) return false;
-        *number |= (uint64_t)(letter <= 25 ? letter : 26 + figure) << (5 * i);
+/* The kernel gives the first seed; from each seed come bytes for many secrets and the next seed, since a system call for each
+ * secret would cost as much as all else that is ours in a call. */
+static void secret_make(char out[SECRET_LEN]) {
+    static struct { uint8_t seed[randombytes_SEEDBYTES], bytes[128 * SECRET_LEN]; } pool;
+    static size_t left = SIZE_MAX;
+    if (left == SIZE_MAX) randombytes_buf(pool.seed, sizeof(pool.seed)), left = 0;
+    if (left == 0) {
+        uint8_t seed[randombytes_SEEDBYTES];
+        memcpy(seed, pool.seed, sizeof(seed));
+        randombytes_buf_deterministic(&pool, sizeof(pool), seed);
+        left = sizeof(pool.bytes);
     }
-    return true;
+    for (size_t i = 0; i < SECRET_LEN; i++) out[i] = base32_digits[pool.bytes[--left] & 31];
 }
 
 /* An inbox that nobody else has. Returns its length. */
 static size_t inbox_make(char out[INBOX_MAX], const char *prefix) {
-    char name[DIGITS_OF_60 + 1] = "";
-    (void)put_digits(name, random_60(), DIGITS_OF_60);
-    return (size_t)snprintf(out, INBOX_MAX, "%s.%s.c.", prefix, name);
+    char secret[SECRET_LEN];
+    secret_make(secret);
+    return (size_t)snprintf(out, INBOX_MAX, "%s.%.*s.c.", prefix, SECRET_LEN, secret);
 }
 
 /* The kind of inbox of ours that a subject is in, 'c' or 'p'; or 0. */
@@ -1095,20 +1144,18 @@ static void conn_went_down(struct conn *c) {
     if (c->on_down) c->on_down(c, c->trouble);
 }
 
-/* Bytes in nats.c's write buffer. Each question takes a lock, which costs as much as a quarter of a publish: so it is asked
- * where the number must be exact, and c->io.waiting serves elsewhere. */
-static size_t conn_buffered(const struct conn *c) { return (size_t)MAX(natsConnection_Buffered(c->nc), 0); }
+/* Bytes of messages that wait in nats.c's write buffer. To ask nats.c would take a lock each time. */
+static size_t conn_waiting(const struct conn *c) { return (size_t)(c->io.given - c->io.written); }
 
 /* Writes what waits, as much as the socket takes. Asks the flag first: with nothing to write, nats.c would send 0 bytes
  * and take the result for the end of the connection. In a loop that is not nats.c's, nothing else writes. */
 static void conn_write(struct conn *c) {
     if (c->state != CONN_UP || c->io.blocked || c->io.broken || !atomic_load(&c->wants_write)) return;
-    size_t before = conn_buffered(c);
     natsConnection_ProcessWriteEvent(c->nc);
     if (atomic_load(&c->closed)) return; /* what became of the bytes, nobody knows */
-    c->io.waiting = conn_buffered(c);
-    c->io.written += before - c->io.waiting;
     c->io.blocked = atomic_load(&c->wants_write);
+    uint64_t left = c->io.blocked ? (uint64_t)natsConnection_Buffered(c->nc) : 0; /* what nats.c wrote by itself (PONG) is in it, too */
+    c->io.written = MAX(c->io.written, c->io.given - MIN(left, c->io.given));
 }
 
 enum posted { POSTED, POST_DOWN, POST_FULL, POST_TOO_LARGE, POST_FAILED };
@@ -1125,19 +1172,29 @@ static struct span headers_of(natsMsg *msg) {
     return (struct span){natsMsg_GetData(msg) - 1 - len, len};
 }
 
-/* The value of a header, or NULL. Its end is marked in place: the message is ours, and gone soon. */
-static const char *header_of(natsMsg *msg, const char *key) {
-    struct span block = headers_of(msg);
+struct header { const char *key, *value; };  /* value NULL: there is none */
+enum { HEADERS_MAX = 4 };
+
+/* The value in a header's line if it has this key, or NULL. */
+static char *value_in(char *line, const char *key) {
     size_t n = strlen(key);
+    if (strncmp(line, key, n) != 0 || line[n] != ':') return NULL;
+    for (line += n + 1; *line == ' ' || *line == '\t';) line++;
+    return line;
+}
+
+/* Fills in the values of the headers that are asked for. Their ends are marked in place: the message is ours, and gone soon. */
+static void read_headers(natsMsg *msg, struct header wanted[HEADERS_MAX]) {
+    struct span block = headers_of(msg);
     char *line = (char *)block.at, *past = line + block.len, *end;
-    for (; line < past && (end = memchr(line, '\n', (size_t)(past - line))); line = end + 1) {
-        if (*line != *key || strncmp(line, key, n) != 0 || line[n] != ':') continue;
-        char *value = line + n + 1;
-        while (*value == ' ' || *value == '\t') value++;
-        value[strcspn(value, "\r\n")] = 0;
-        return value;
+    for (; line < past && *line != '\r' && (end = memchr(line, '\n', (size_t)(past - line))); line = end + 1) {
+        for (struct header *h = wanted; h < wanted + HEADERS_MAX && h->key; h++) {
+            char *value = *line == *h->key && !h->value ? value_in(line, h->key) : NULL;
+            if (!value) continue;
+            end[-(end[-1] == '\r')] = 0;
+            h->value = value;
+        }
     }
-    return NULL;
 }
 
 /* What the server itself says in place of a message, such as "503" with no words; all is empty in a message of anybody's. */
@@ -1155,9 +1212,6 @@ static bool span_is(struct span s, const char *text) { return strlen(text) == s.
 
 /* Nobody listens to the subject that a message of ours was sent to. */
 static bool is_no_responders(natsMsg *msg) { return natsMsg_GetDataLength(msg) == 0 && span_is(status_of(msg).code, "503"); }
-
-struct header { const char *key, *value; };  /* value NULL: left out */
-enum { HEADERS_MAX = 4, PROTOCOL_MAX = 32 };  /* bytes around subject, reply, headers and data: HPUB, two lengths, line ends */
 
 /* The size of a header block. protocol: NATS, ADR-4. */
 static size_t headers_size(const struct header *headers) {
@@ -1181,11 +1235,10 @@ static void headers_write(char *at, const struct header *headers) {
 }
 
 /* `head` is headers_size(). */
-static natsStatus publish_with_headers(struct conn *c, const char *subject, const char *reply,
+static natsStatus publish_with_headers(struct conn *c, struct span subject, struct span reply,
                                        const struct header *headers, size_t head, const void *data, size_t len) {
     natsMsg *msg = NULL;
-    natsStatus s = natsMsg_createWithPadding(&msg, subject, (int)strlen(subject), reply, reply ? (int)strlen(reply) : 0,
-                                             NULL, (int)(head + len), 0, (int)head);
+    natsStatus s = natsMsg_createWithPadding(&msg, subject.at, (int)subject.len, reply.at, (int)reply.len, NULL, (int)(head + len), 0, (int)head);
     if (s != NATS_OK) return s;
     headers_write((char *)headers_of(msg).at, headers);
     if (len) memcpy((char *)natsMsg_GetData(msg), data, len);
@@ -1196,7 +1249,7 @@ static natsStatus publish_with_headers(struct conn *c, const char *subject, cons
 
 /* Whether nats.c's write buffer, which grows and never shrinks, may take this many bytes more. */
 static bool conn_has_room(struct conn *c, size_t bytes) {
-    size_t wanted = c->io.waiting + bytes;
+    size_t wanted = conn_waiting(c) + bytes;
     if (wanted > c->write_max + (bytes < 4096 ? 64 * 1024 : 0)) return false; /* small answers get through for longer */
     if (wanted <= c->io.capacity) return true;
     if (!arena_spares(wanted + wanted / 8, wanted + wanted / 8, net.up > LINKS_MAX ? 0 : LINKS_MAX + 1 - net.up)) return false;
@@ -1208,22 +1261,37 @@ static bool conn_has_room(struct conn *c, size_t bytes) {
 static enum posted conn_takes(struct conn *c, size_t payload, size_t all) {
     if (c->state != CONN_UP || c->io.broken || atomic_load(&c->closed)) return POST_DOWN;
     if (payload > c->io.max_payload) return POST_TOO_LARGE;
-    if (!conn_has_room(c, all)) conn_write(c); /* the socket may take what is in the way */
+    if (conn_has_room(c, all)) return POSTED;
+    conn_write(c); /* the socket may take what is in the way */
     return conn_has_room(c, all) ? POSTED : POST_FULL;
 }
 
-/* Gives a message to nats.c, which writes it when the loop says so. Subjects were checked; reply and headers may be NULL. */
-static enum posted post(struct conn *c, const char *subject, const char *reply, const struct header *headers,
+static const struct span NOWHERE = {0}; /* a message that wants no reply */
+
+static size_t digits_of(size_t n) {
+    size_t digits = 1;
+    for (size_t limit = 10; n >= limit; limit *= 10) digits++;
+    return digits;
+}
+
+/* The bytes of a message in the protocol, from the lengths of its parts. protocol: NATS, PUB and HPUB. */
+static size_t wire_size(size_t subject, size_t reply, size_t head, size_t len) {
+    size_t line = strlen("PUB ") + subject + 1 + (reply ? reply + 1 : 0) + digits_of(head + len) + 2;
+    return line + (head ? 1 + digits_of(head) + 1 : 0) + head + len + 2;
+}
+
+/* Gives a message to nats.c, which writes it when the loop says so. Subjects were checked, and have a NUL behind them; there
+ * may be no reply and no headers. */
+static enum posted post(struct conn *c, struct span subject, struct span reply, const struct header *headers,
                         const void *data, size_t len) {
     size_t head = headers_size(headers);
-    size_t all = len + head + strlen(subject) + (reply ? strlen(reply) : 0) + PROTOCOL_MAX;
+    size_t all = wire_size(subject.len, reply.len, head, len);
     enum posted p = conn_takes(c, len + head, all);
     if (p != POSTED) return p;
-    c->io.waiting += all;
     natsStatus s = head ? publish_with_headers(c, subject, reply, headers, head, data, len)
-                   : reply ? natsConnection_PublishRequest(c->nc, subject, reply, data, (int)len)
-                           : natsConnection_Publish(c->nc, subject, data, (int)len);
-    if (s == NATS_OK) return POSTED;
+                   : reply.at ? natsConnection_PublishRequest(c->nc, subject.at, reply.at, data, (int)len)
+                              : natsConnection_Publish(c->nc, subject.at, data, (int)len);
+    if (s == NATS_OK) return c->io.given += all, POSTED;
     if (s != NATS_NO_MEMORY) return s == NATS_MAX_PAYLOAD ? POST_TOO_LARGE : POST_DOWN;
     /* nats.c may have buffered half of a message, and the next bytes would be read as part of it: nothing of this
      * connection may be written any more (nats.c, pub.c) */
@@ -1236,7 +1304,7 @@ static void conn_ask_echo(struct conn *c) {
     char subject[INBOX_MAX + 8];
     (void)snprintf(subject, sizeof(subject), "%secho", c->inbox);
     c->io.echoed = false;
-    (void)post(c, subject, NULL, NULL, NULL, 0);
+    (void)post(c, span_of(subject), NOWHERE, NULL, NULL, 0);
 }
 
 /* After ping_ms of silence asks for a sign of life, by a message to ourselves; after twice that gives the connection up.
@@ -1346,7 +1414,8 @@ struct link {
 };
 
 static struct link links[LINK_SLOTS];
-#define EACH_LINK(l) for (struct link *l = links; l < links + LINK_SLOTS; l++) if (l->used)
+static size_t links_fresh; /* slots from this one on were never used: nobody looks at them, and their memory is not touched */
+#define EACH_LINK(l) for (struct link *l = links; l < links + links_fresh; l++) if (l->used)
 
 /* What this provider was started as, from the host data. Config, links, refused and stopping change later, in room 11. */
 static struct {
@@ -1613,6 +1682,7 @@ static const char *wrong_sum(void) {
 /* Fills a free slot; `definition` and `settings` now belong to it. */
 static void link_fill(struct link *l, json_t *definition, json_t *settings, bool is_handler) {
     *l = (struct link){.used = true, .is_handler = is_handler, .definition = definition};
+    links_fresh = MAX(links_fresh, (size_t)(l - links) + 1);
     l->conn.settings = settings;
     l->conn.topic.kind = "link";
     l->conn.write_max = WRITE_MAX;
@@ -1653,8 +1723,8 @@ static void link_report(const struct link *l, bool asked) {
  *     caller ◀─ the result, in pieces, then an empty message ── Rc.results
  *     caller ◀─ a string: the call failed (hosts of 1.0) ── Rc.error
  *
- * Rc, Rs and the reply subject of a request are inboxes of ours: "{inbox}{slot}{generation}". The generation is random, so
- * that what comes for a call that has ended, or was never made, finds nobody: who was asked once could guess any other.
+ * Rc, Rs and the reply subject of a request are inboxes of ours: "{inbox}{slot}{secret}". The secret is the call's own, so that
+ * what comes for a call that has ended, or was never made, finds nobody: who was asked once could guess any other.
  *
  * In:  a link that wants a slot. Out: slots, inboxes, answers on the lattice. Touches: slots, and the links' counts.
  */
@@ -1667,26 +1737,29 @@ enum call_kind {
     CALL_OUT, CALL_REQUEST,   /* publish: the kernel has not taken the bytes yet; request: no reply yet */
 };
 
+/* The token of a call's inbox: three digits of slot, in base 16 from 'A' on, and a secret. */
+enum { SLOT_LEN = 3, TOKEN_LEN = SLOT_LEN + SECRET_LEN };
+
 struct call {
     enum call_kind kind;
     bool is_request;       /* from a component: request, not publish */
     bool shaken;           /* to a component: the handshake was seen */
     bool whole;            /* held: these are all of the parameters */
     uint32_t sent;         /* to a component: bytes of held that went out with the first message */
-    uint64_t generation;
+    char token[TOKEN_LEN]; /* of its inbox; NULs while nobody was told of one */
     struct call *next;     /* in the list of free slots, or of those that a link keeps */
     struct link *link;
     uint64_t deadline_ms;
     uint64_t out_at;       /* CALL_OUT: done when the connection has written this many bytes */
     size_t needs;          /* CALL_PARAMS: bytes to have before it is worth another try */
     struct record *held;   /* CALL_PARAMS, CALL_HELD: all so far; CALL_HANDLER: all, or what did not fit into the first piece; or NULL */
-    char reply[INBOX_MAX]; /* where the outcome goes: Rc of a component's call; where a consumer's message is acknowledged */
-    struct result result;  /* to a component */
-
     struct consumer *consumer;  /* whose message it is; NULL: a subscription's */
     enum count outcome;         /* CALL_UNTOLD: what became of it */
     uint64_t progress_ms;       /* when JetStream must hear that it is still being worked on */
     uint64_t kept_until_ms;     /* when it is given back; 0: it was not kept yet */
+
+    struct result result;  /* to a component; this and what follows is not cleared when the slot is taken */
+    char reply[INBOX_MAX]; /* where the outcome goes: Rc of a component's call; where a consumer's message is acknowledged */
 };
 
 static struct {
@@ -1704,12 +1777,18 @@ static uint8_t scratch[PARAMS_MAX];
 struct trace { const char *parent, *state; };  /* W3C trace context headers, or NULL */
 enum { TRACE_MAX = 512 };
 
+/* Whether a header is passed on: not if it is longer than it ought to be, or could be read as two. */
+static bool is_trace(const char *text) { return text && strlen(text) < TRACE_MAX && !strchr(text, '\r'); }
+
+static struct trace trace_from(const char *parent, const char *state) {
+    if (!is_trace(parent)) return (struct trace){0};
+    return (struct trace){parent, is_trace(state) ? state : NULL};
+}
+
 static struct trace trace_of(natsMsg *msg) {
-    struct trace t = {header_of(msg, "traceparent"), NULL};
-    if (!t.parent || strlen(t.parent) >= TRACE_MAX) return (struct trace){0};
-    t.state = header_of(msg, "tracestate");
-    if (t.state && strlen(t.state) >= TRACE_MAX) t.state = NULL;
-    return t;
+    struct header h[HEADERS_MAX] = {{"traceparent", NULL}, {"tracestate", NULL}};
+    read_headers(msg, h);
+    return trace_from(h[0].value, h[1].value);
 }
 
 /* Bytes that wait: a message in a backlog, one of a consumer until it is acknowledged, parameters of a call. A block of the
@@ -1780,7 +1859,8 @@ static struct call *call_take(struct link *l) {
     if (calls_spare(l) == 0) return NULL;
     struct call *c = calls.free ? calls.free : &calls.slots[calls.fresh++];
     if (calls.free) calls.free = c->next;
-    *c = (struct call){.generation = random_60(), .link = l};
+    memset(c, 0, offsetof(struct call, result));
+    c->link = l;
     calls.used++;
     l->calls++;
     return c;
@@ -1821,12 +1901,15 @@ static void call_free(struct call *c) {
     calls.used--;
 }
 
-/* The inbox of a call: three digits of slot, twelve of generation. */
-enum { SLOT_LEN = 3, TOKEN_LEN = SLOT_LEN + DIGITS_OF_60 };
+static void token_make(struct call *c) {
+    for (size_t i = SLOT_LEN, slot = (size_t)(c - calls.slots); i-- > 0; slot >>= 4) c->token[i] = (char)('A' + (slot & 15));
+    secret_make(c->token + SLOT_LEN);
+}
 
-static void call_inbox(const struct call *c, const struct conn *on, char out[INBOX_MAX + TOKEN_LEN]) {
-    char *at = put_digits(mempcpy(out, on->inbox, on->inbox_len), (uint64_t)(c - calls.slots), SLOT_LEN);
-    *put_digits(at, c->generation, DIGITS_OF_60) = 0;
+static struct span call_inbox(struct call *c, const struct conn *on, char out[INBOX_MAX + TOKEN_LEN]) {
+    if (!*c->token) token_make(c);
+    *(char *)mempcpy(mempcpy(out, on->inbox, on->inbox_len), c->token, TOKEN_LEN) = 0;
+    return (struct span){out, on->inbox_len + TOKEN_LEN};
 }
 
 /* Whether a stranger's inbox can be answered: a subject, with room for what is put behind it. */
@@ -1835,21 +1918,22 @@ static bool is_inbox(const char *text) { return text && strlen(text) + TOKEN_LEN
 /* The call whose inbox a subject is, and what stands behind it ("", ".results", …). NULL: no such call, or no more. */
 static struct call *call_of_subject(const struct conn *on, const char *subject, const char **suffix) {
     const char *token = subject + on->inbox_len;
-    uint64_t slot, generation;
+    size_t slot = 0;
     *suffix = "";
-    if (!get_digits(token, SLOT_LEN, &slot) || !get_digits(token + SLOT_LEN, DIGITS_OF_60, &generation)) return NULL;
+    if (strnlen(token, TOKEN_LEN) < TOKEN_LEN) return NULL;
     *suffix = token + TOKEN_LEN;
+    for (size_t i = 0; i < SLOT_LEN; i++) slot = slot << 4 | (size_t)((token[i] - 'A') & 15);
     struct call *c = &calls.slots[slot % CALLS_MAX];
-    return slot < CALLS_MAX && c->kind != CALL_FREE && c->generation == generation ? c : NULL;
+    return c->kind != CALL_FREE && memcmp(c->token, token, TOKEN_LEN) == 0 ? c : NULL;
 }
 
 /* Sends to an inbox of the other side. What cannot be sent is lost, as if the connection had broken a moment later. */
-static bool send_to(const char *inbox, const char *suffix, const char *reply, const void *data, size_t len) {
+static bool send_to(const char *inbox, const char *suffix, struct span reply, const void *data, size_t len) {
     char subject[INBOX_MAX + 16];
     size_t n = strlen(inbox), m = strlen(suffix);
     memcpy(subject, inbox, n); /* NOLINT(bugprone-not-null-terminated-result): the suffix ends it */
     memcpy(subject + n, suffix, m + 1);
-    enum posted p = post(&lattice, subject, reply, NULL, data, len);
+    enum posted p = post(&lattice, (struct span){subject, n + m}, reply, NULL, data, len);
     if (p != POSTED) say(&lattice.topic, LEVEL_WARN, "cannot answer a call: %s", posted_words[p]);
     return p == POSTED;
 }
@@ -1858,16 +1942,15 @@ static bool send_to(const char *inbox, const char *suffix, const char *reply, co
 static void send_pieces(const char *inbox, const char *suffix, const uint8_t *data, size_t len) {
     size_t piece = lattice.state == CONN_UP ? lattice.io.max_payload : len;
     for (size_t at = 0; at < len; at += piece)
-        if (!send_to(inbox, suffix, NULL, data + at, MIN(piece, len - at))) return;
-    (void)send_to(inbox, suffix, NULL, NULL, 0);
+        if (!send_to(inbox, suffix, NOWHERE, data + at, MIN(piece, len - at))) return;
+    (void)send_to(inbox, suffix, NOWHERE, NULL, 0);
 }
 
 /* Every call gets a handshake, even a failed one. If no more parameters are to come, it names an inbox that nobody listens
  * to: the caller's empty message then ends in the server and wakes nobody. */
-static void shake_hands(const char *caller, const struct call *more) {
+static void shake_hands(const char *caller, struct call *more) {
     char inbox[INBOX_MAX + TOKEN_LEN];
-    if (more) call_inbox(more, &lattice, inbox);
-    (void)send_to(caller, "", more ? inbox : calls.nobody, NULL, 0);
+    (void)send_to(caller, "", more ? call_inbox(more, &lattice, inbox) : span_of(calls.nobody), NULL, 0);
 }
 
 /* An error result: words for the component. */
@@ -1887,8 +1970,8 @@ __attribute__((format(printf, 2, 3))) static void answer_error(const char *calle
 static void answer_failed(const char *caller, const char *words) {
     uint8_t text[256];
     size_t len = write_bytes(text, (struct span){words, MIN(strlen(words), 240)});
-    (void)send_to(caller, ".error", NULL, text, len);
-    (void)send_to(caller, ".results", NULL, NULL, 0);
+    (void)send_to(caller, ".error", NOWHERE, text, len);
+    (void)send_to(caller, ".results", NOWHERE, NULL, 0);
 }
 
 /*
@@ -1925,16 +2008,14 @@ static const char *error_prefix(bool is_request) { return is_request ? "nats sen
 
 /* Gives a message to the link's connection. `c` is the slot that will await the outcome. */
 static enum posted pass_on(const struct incoming *in, struct call *c) {
-    char subject[SUBJECT_MAX + 1], reply[SUBJECT_MAX + 1] = "", inbox[INBOX_MAX + TOKEN_LEN];
+    char subject[SUBJECT_MAX + 1], reply[MAX(SUBJECT_MAX + 1, INBOX_MAX + TOKEN_LEN)];
     const struct message *m = &in->message;
-    (void)text_of(m->subject, subject, sizeof(subject));
-    if (m->has_reply) (void)text_of(m->reply_to, reply, sizeof(reply));
-    if (in->is_request) call_inbox(c, &in->link->conn, inbox);
-    bool plain = strncmp(subject, "$SYS", 4) == 0; /* nats-server cannot parse headers there */
-    struct header headers[] = {{"traceparent", plain ? NULL : in->trace.parent},
-                               {"tracestate", plain ? NULL : in->trace.state}, {NULL, NULL}};
-    /* cppcheck-suppress uninitvar ; inbox is written if is_request */
-    return post(&in->link->conn, subject, in->is_request ? inbox : m->has_reply ? reply : NULL, headers, m->body.at, m->body.len);
+    const struct header headers[] = {{"traceparent", in->trace.parent}, {"tracestate", in->trace.state}, {NULL, NULL}};
+    struct span to = text_of(m->subject, subject, sizeof(subject)), from = NOWHERE;
+    if (in->is_request) from = call_inbox(c, &in->link->conn, reply);
+    else if (m->has_reply) from = text_of(m->reply_to, reply, sizeof(reply));
+    bool traced = in->trace.parent && strncmp(subject, "$SYS", 4) != 0; /* nats-server cannot parse headers there */
+    return post(&in->link->conn, to, from, traced ? headers : NULL, m->body.at, m->body.len);
 }
 
 static const char too_large[] = "maximum payload exceeded: the body is larger than this provider passes on";
@@ -1983,7 +2064,7 @@ static void await_outcome(struct call *c, uint32_t timeout_ms) {
     c->held = NULL;
     if (c->is_request) return call_until(c, CALL_REQUEST, now + timeout_ms);
     l->unsettled++;
-    c->out_at = l->conn.io.written + conn_buffered(&l->conn);
+    c->out_at = l->conn.io.given;
     call_until(c, CALL_OUT, now + PUBLISH_TIMEOUT_MS);
 }
 
@@ -2037,12 +2118,13 @@ static struct call *accept_call(const struct incoming *in, bool more, size_t nee
 
 /* A message on the subject of publish or request. */
 static void on_call(natsMsg *msg, bool is_request) {
-    struct incoming in = {.caller = natsMsg_GetReply(msg), .is_request = is_request, .trace = trace_of(msg),
+    struct header h[HEADERS_MAX] = {{"source-id", NULL}, {"link-name", NULL}, {"traceparent", NULL}, {"tracestate", NULL}};
+    read_headers(msg, h);
+    const char *component = h[0].value, *name = h[1].value ? h[1].value : "default"; /* hosts of 1.0 give no name */
+    struct incoming in = {.caller = natsMsg_GetReply(msg), .is_request = is_request, .trace = trace_from(h[2].value, h[3].value),
                           .params = (const uint8_t *)natsMsg_GetData(msg), .params_len = (size_t)natsMsg_GetDataLength(msg)};
-    const char *component = header_of(msg, "source-id"), *name = header_of(msg, "link-name");
     size_t needs_bytes = 0;
     if (!is_inbox(in.caller)) return say(&lattice.topic, LEVEL_WARN, "a call without a usable reply subject was ignored");
-    if (!name) name = "default"; /* hosts of 1.0 */
     in.link = component ? link_of(component, name) : NULL;
     if (!in.link) return refuse(in.caller, component, name, "the component is not linked to this provider by that name");
     enum decoded d = read_incoming(&in, &needs_bytes);
@@ -2145,7 +2227,7 @@ static void consumer_question(struct consumer *k, const char *what, const char *
     char subject[INBOX_MAX + 64], inbox[INBOX_MAX];
     (void)snprintf(subject, sizeof(subject), "$JS.API.CONSUMER.%s.%s.%s", what, k->stream, k->name);
     (void)snprintf(inbox, sizeof(inbox), "%.*sp.%x.%08x", (int)conn->inbox_len - 2, conn->inbox, (unsigned)(k - k->link->consumers), ++k->question);
-    (void)post(conn, subject, inbox, NULL, json, strlen(json)); /* what is lost is asked again when patience ends */
+    (void)post(conn, span_of(subject), span_of(inbox), NULL, json, strlen(json)); /* what is lost is asked again when patience ends */
     k->due_ms = now + patience_ms;
 }
 
@@ -2321,7 +2403,7 @@ static struct consumer *consumer_of(struct link *l, const char *ack) {
 
 /* Answers JetStream for a message. What does not get through makes it deliver the message again. */
 static void acknowledge(struct link *l, const char *ack, const char *word) {
-    enum posted p = post(&l->conn, ack, NULL, NULL, word, strlen(word));
+    enum posted p = post(&l->conn, span_of(ack), NOWHERE, NULL, word, strlen(word));
     if (p != POSTED) say(&l->conn.topic, LEVEL_WARN, "JetStream was not told %.4s of a message, and may deliver it again: %s", word, posted_words[p]);
 }
 
@@ -2381,11 +2463,9 @@ static enum posted invoke(struct call *c, const uint8_t *params, size_t len, str
     c->whole = c->held;
     if (rest > 0 && !c->held && !(c->held = record_make(l, (struct trace){0}, params + first, rest, rest))) return POST_FULL;
     c->sent = c->whole ? (uint32_t)first : 0;
-    c->generation = random_60(); /* it may have been tried before */
     c->shaken = false;
-    c->result = (struct result){0};
-    call_inbox(c, &lattice, inbox);
-    enum posted p = post(&lattice, l->subject, inbox, headers, params, first);
+    result_start(&c->result);
+    enum posted p = post(&lattice, span_of(l->subject), call_inbox(c, &lattice, inbox), headers, params, first);
     if (p != POSTED) return p;
     if (rest == 0 && !c->consumer) record_free(l, c->held), c->held = NULL;
     l->with_component++;
@@ -2424,6 +2504,7 @@ static void work_off(struct link *l) {
     while (l->kept && may_call(l) && now >= l->absent_until_ms) {
         struct call *c = l->kept;
         call_unkeep(c);
+        c->token[0] = 0; /* it may have been tried before: what answers that is too late */
         if (invoke(c, record_params(c->held), c->held->len, record_trace(c->held)) != POSTED) return keep(c);
     }
     while (l->waiting > 0 && may_call(l)) {
@@ -2624,7 +2705,8 @@ static void on_result(struct call *c, natsMsg *msg) {
 
 /* A failed call, from a host of 1.0: a string says why. */
 static void on_error(struct call *c, natsMsg *msg) {
-    c->result = (struct result){.at = AT_LENGTH};
+    result_start(&c->result);
+    c->result.at = AT_LENGTH;
     (void)read_result(&c->result, (const uint8_t *)natsMsg_GetData(msg), (size_t)natsMsg_GetDataLength(msg));
     finish(c, TRAP, "the component trapped on a message: %s", c->result.words);
 }
@@ -2744,7 +2826,7 @@ static void link_leave(struct link *l, bool replaced) {
 
 /* Calls, messages, or bytes that must still go out: what JetStream is told of the last messages, say. */
 static bool link_is_busy(const struct link *l) {
-    return l->calls > 0 || l->waiting > 0 || (l->conn.state == CONN_UP && !l->conn.io.broken && conn_buffered(&l->conn) > 0);
+    return l->calls > 0 || l->waiting > 0 || (l->conn.state == CONN_UP && !l->conn.io.broken && conn_waiting(&l->conn) > 0);
 }
 
 /* Gives a leaving link's slot back. */
@@ -2764,8 +2846,8 @@ static void link_release(struct link *l) {
 /* A slot for one more link, or NULL. Leaving links that have nothing left to do make room. */
 static struct link *free_slot(void) {
     size_t staying = 0;
-    struct link *slot = NULL;
-    for (struct link *l = links; l < links + LINK_SLOTS; l++) {
+    struct link *slot = links_fresh < LINK_SLOTS ? &links[links_fresh] : NULL;
+    for (struct link *l = links + links_fresh; l-- > links;) {
         if (l->used && l->leaving && l->conn.state != CONN_CONNECTING && !link_is_busy(l)) link_release(l);
         if (!l->used) slot = l;
         else staying += !l->leaving;
@@ -2875,7 +2957,7 @@ static void on_health(natsMsg *msg) {
     }
     int n = snprintf(json, sizeof(json), *words ? "{\"healthy\":false,\"message\":\"%s\"}" : "{\"healthy\":true}",
                      escaped(safe, sizeof(safe), words, true));
-    if (is_inbox(natsMsg_GetReply(msg))) (void)send_to(natsMsg_GetReply(msg), "", NULL, json, (size_t)n);
+    if (is_inbox(natsMsg_GetReply(msg))) (void)send_to(natsMsg_GetReply(msg), "", NOWHERE, json, (size_t)n);
 }
 
 /* Stops taking work. The loop does the rest: see stop_step(). */
@@ -2978,7 +3060,7 @@ static void stop_calls(void) {
 }
 
 static void stop_answer(void) {
-    if (*stop.reply) (void)send_to(stop.reply, "", NULL, "shutting down", strlen("shutting down"));
+    if (*stop.reply) (void)send_to(stop.reply, "", NOWHERE, "shutting down", strlen("shutting down"));
     if (lattice.state == CONN_UP) conn_ask_echo(&lattice);
     stop.state = FLUSHING_LATTICE;
     stop.deadline_ms = now + 250;
@@ -3023,7 +3105,7 @@ static int sleep_ms(bool more_input) {
 
 /* While the lattice's server reads slowly, links are not read: what they bring would only wait. */
 static bool lattice_is_full(void) {
-    return lattice.state == CONN_UP && lattice.io.blocked && lattice.io.waiting > WRITE_MAX / 2;
+    return lattice.state == CONN_UP && lattice.io.blocked && conn_waiting(&lattice) > WRITE_MAX / 2;
 }
 
 /* Sleeps until poll has news, or for so long. The first descriptor is what wakes the loop. */
@@ -3051,8 +3133,8 @@ static void wait_and_read(void) {
     struct conn *conns[LINK_SLOTS + 2] = {0};
     nfds_t count = 1;
     bool more = false, full = lattice_is_full();
-    for (size_t i = 0; i <= LINK_SLOTS; i++) {
-        struct conn *c = i < LINK_SLOTS ? &links[i].conn : &lattice;
+    for (size_t i = 0; i <= links_fresh; i++) {
+        struct conn *c = i < links_fresh ? &links[i].conn : &lattice;
         if (c->state != CONN_UP) continue;
         bool read = c == &lattice || (!full && may_read(&links[i]));
         more |= read && c->io.more;
@@ -3109,7 +3191,7 @@ enum {
 _Static_assert(RESERVED <= RESERVED_MAX, "provider.h reserves more than RESERVED_MAX: lower a limit, or raise it knowingly");
 #endif
 _Static_assert(HOST_DATA_MAX <= sizeof(scratch), "host data is read into scratch: HOST_DATA_MAX must fit into PARAMS_MAX");
-_Static_assert(CALLS_MAX <= 1 << (5 * SLOT_LEN), "an inbox has SLOT_LEN digits for the slot");
+_Static_assert(CALLS_MAX <= 1 << (4 * SLOT_LEN), "an inbox has SLOT_LEN digits for the slot");
 
 static const char help[] =
     "usage: " PROVIDER_NAME "               run: a wasmCloud host starts it so, and writes host data to standard input\n"
@@ -3314,7 +3396,7 @@ static void start_process(void) {
     (void)sigaction(SIGTERM, &(struct sigaction){.sa_handler = on_signal}, NULL);
     (void)sigaction(SIGINT, &(struct sigaction){.sa_handler = on_signal}, NULL);
     (void)sigaction(SIGUSR1, &(struct sigaction){.sa_handler = on_signal}, NULL);
-    if (nats_Open(0) != NATS_OK) die("nats.c does not start: %s", nats_GetLastError(NULL));
+    if (nats_Open(-1) != NATS_OK) die("nats.c does not start: %s", nats_GetLastError(NULL));
 }
 
 static void start_lattice(json_t *settings) {
@@ -3341,6 +3423,7 @@ static int answer(int argc, char **argv) {
 
 int main(int argc, char **argv) {
     pid_t parent = getppid();
+    arena_serves_loop();
     json_set_alloc_funcs(malloc, free_wiped);
     if (sodium_init() < 0) die("libsodium does not start: no source of random bytes");
     int code = answer(argc, argv);

@@ -304,7 +304,7 @@ static void to_component(const char *inbox, const void *data, size_t len) {
     struct reader r = {data, data, (const uint8_t *)data + len, 0};
     struct message m = {0};
     size_t slot = 0;
-    for (size_t i = SLOT_LEN; i-- > 0;) slot = 32 * slot + (size_t)(strchr(base32_digits, inbox[lattice.inbox_len + i]) - base32_digits);
+    for (size_t i = 0; i < SLOT_LEN; i++) slot = 16 * slot + (size_t)(inbox[lattice.inbox_len + i] - 'A');
     MUST(slot < CALLS_MAX);
     const struct call *c = &calls.slots[slot];
     *s = (struct start){.of = c->consumer ? delivery_of(c->reply) : NULL};

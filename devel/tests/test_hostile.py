@@ -10,7 +10,7 @@ from lattice import PROVIDER, flush
 from servers import SLOW, raw_publish
 
 MEGABYTE = 1048576
-DIGITS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567"  # of 5 bits; the lowest comes first
+DIGITS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567"  # the first 16 for three digits of slot, all of them for what is secret
 
 
 def forgeries(inbox):
@@ -18,7 +18,7 @@ def forgeries(inbox):
     stands behind the last dot is the token, whatever its length."""
     stem, _, token = inbox.rpartition(".")
     changed = [token[:i] + DIGITS[DIGITS.index(c) ^ bit] + token[i + 1:] for i, c in enumerate(token) for bit in (1, 16)]
-    slots = ["".join(DIGITS[slot >> shift & 31] for shift in (0, 5, 10)) + token[3:] for slot in (*range(64), 1023, 1024, 32767)]
+    slots = ["".join(DIGITS[slot >> shift & 15] for shift in (8, 4, 0)) + token[3:] for slot in (*range(64), 1023, 1024, 4095)]
     others = [token[:-1], token + "A", "A" + token, token.lower(), "A" * len(token), "7" * len(token), "-" + token[1:], "+" + token[1:],
               "0x" + token[2:], token[:3] + "1" * (len(token) - 3), token[:2], "echo", "9" * 300, "\xff"]
     return [f"{stem}.{other}" for other in (*changed, *slots, *others) if other != token]
