@@ -1,23 +1,30 @@
 /* load - plays a host, a component and the outside world against a running provider, as fast as it can.
  *
  *     build/load --flow publish|request|handle --calls N --in-flight K --body BYTES --lattice URL --link URL
- *                --prefix P --key KEY --component ID [--subject S] [--burst] [--pid PID] [--ca FILE] [--wait SECONDS]
+ *                --prefix P --key KEY --component ID [--subject S] [--links N | --subjects N] [--warm N] [--burst]
+ *                [--pid PID] [--trace MS] [--ca FILE] [--wait SECONDS]
  *
  * publish  the component publishes to S; somebody outside listens, and has to get every message
  * request  the component asks S; somebody outside echoes
  * handle   somebody outside publishes to S, which a handler link of the component must be subscribed to; the component
  *          answers "ok". With --burst all at once, and then what did not arrive is counted but is no failure
  *
+ * --links N     calls go over N links in turn: the components are ID0, ID1 …, the subjects S0, S1 …
+ * --subjects N  messages go to N subscriptions of one handler link in turn: S0, S1 …
+ * --warm N      makes so many calls before those that are measured
+ * --pid PID     the provider, whose CPU time, memory and context switches are looked at; --trace MS: its memory so often
+ *
  * Each call is the whole exchange of a 1.9 host. The first 8 bytes of each body are the call's number, so what is lost,
- * doubled or mixed up is noticed; a shorter body is only counted. One thread and one poll loop, so that the provider is
- * what is measured.
+ * doubled or mixed up is noticed; a shorter body is only counted. One thread and one poll loop, messages that are composed
+ * once, the clock read once a turn: it is the provider that is measured.
  *
  * Prints one JSON object; exit code 1 if a call failed or was lost, 2 on wrong usage or without a connection.
  */
 #define _GNU_SOURCE
+#include <dirent.h>
 #include <errno.h>
-#include <stdint.h>
 #include <poll.h>
+#include <stdint.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -30,28 +37,35 @@
 
 #include "deps/tls.h"
 
-/* exported by nats.c, though not in its public header: sees each message on the reading thread, before any queue */
+/* Exported by nats.c, though not in its public header. The first sees each message on the reading thread, before any queue;
+ * natsMsg_Destroy() would wake another thread to free it. With the other two a message is made once, its header block as it
+ * goes over the wire, and published often, with a reply subject of its own each time. */
 void natsConn_setFilterWithClosure(natsConnection *nc, void (*filter)(natsConnection *, natsMsg **, void *), void *closure);
+void natsMsg_free(void *msg);
+natsStatus natsMsg_create(natsMsg **msg, const char *subject, int subject_len, const char *reply, int reply_len,
+                          const char *headers_and_data, int len, int headers_len);
+natsStatus natsConn_publish(natsConnection *nc, natsMsg *msg, const char *reply, bool flush);
 
 #define WRPC "wrpc.0.0.1.wasmcloud:messaging/"
 
-enum { SUBJECT_MAX = 512, INVOCATIONS = 8192, SAMPLE_EVERY = 10000, SAMPLES_MAX = 1024, UNWRITTEN_MAX = 4 << 20 };
+enum { SUBJECT_MAX = 512, INBOX_MAX = 128, TARGETS_MAX = 128, INVOCATIONS = 65536, SAMPLE_EVERY = 10000, SAMPLES_MAX = 4096,
+       UNWRITTEN_MAX = 4 << 20, NUMBER_LEN = 8 };
 enum flow { PUBLISH, REQUEST, HANDLE, FLOWS };
 static const char *const flow_names[FLOWS] = {"publish", "request", "handle"};
 
 static struct {
     enum flow flow;
-    uint64_t calls, in_flight, body, pid, wait_s;
+    uint64_t calls, warm, in_flight, body, links, subjects, pid, trace_ms, wait_s;
     const char *lattice, *link, *prefix, *key, *component, *subject, *ca;
     bool burst;
-} want = {.flow = FLOWS, .calls = 10000, .in_flight = 64, .body = 128, .wait_s = 10,
+} want = {.flow = FLOWS, .calls = 10000, .in_flight = 64, .body = 128, .links = 1, .subjects = 1, .wait_s = 10,
           .key = "messaging-nats", .component = "echo", .subject = "load"};
 
 struct conn {
     natsConnection *nc;
     const char *url;
     int fd;
-    bool ready, blocked;  /* ready: the server has read our subscriptions. blocked: the socket takes no more */
+    bool secure, ready, blocked; /* ready: the server has read our subscriptions. blocked: the socket takes no more */
     atomic_bool wants_write, closed;
     char inbox[64];       /* ends with a dot */
     size_t inbox_len, max_payload;
@@ -65,59 +79,92 @@ struct call {
 };
 static struct call *calls;
 
-/* What the component is handling. */
+/* What a component is handling. */
 struct invocation {
-    char caller[SUBJECT_MAX];
+    char caller[INBOX_MAX];
     uint64_t number;
     size_t len, expected; /* bytes of its parameters: those that came, and how many there have to be */
     bool used;
 };
 static struct invocation invocations[INVOCATIONS];
+static uint32_t idle[INVOCATIONS], idle_count; /* those that are not used; the last one that was is the next */
 
-static uint64_t started, done, delivered, errors, began_ns, ended_ns, progress_ns;
-static uint64_t rss[SAMPLES_MAX], samples, cpu_before, cpu_after; /* kB; µs */
-static uint8_t *params;            /* of a call: everything but its number */
-static size_t params_len, body_at; /* where the body begins in them */
-static char function_subject[SUBJECT_MAX];
+/* Where calls and messages go, in turn: a link with its component, or a subject. */
+struct target {
+    char component[INBOX_MAX], subject[INBOX_MAX], function[SUBJECT_MAX];
+    uint8_t *params;            /* of a call: everything but its number */
+    size_t params_len, body_at; /* where the body begins in them */
+    natsMsg *call;              /* with as many bytes of the parameters as fit: what a component sends */
+    size_t first;
+};
+static struct target targets[TARGETS_MAX];
+static uint64_t target_count;
+
+static uint64_t started, done, delivered, errors, now, began_ns, ended_ns, progress_ns; /* now: when poll() came back */
+static uint64_t rss[SAMPLES_MAX], samples;    /* kB, every SAMPLE_EVERY calls */
+static struct { uint64_t us, kb; } trace[SAMPLES_MAX];
+static uint64_t traced, trace_due_ns;
+
+/* What a number of calls cost: the provider's CPU time and ours, and the provider's context switches. */
+struct cost { uint64_t cpu_ns, load_cpu_ns, switches; };
+static struct cost before, after;
 
 #define say(...) (fputs("load: ", stderr), fprintf(stderr, __VA_ARGS__), fputc('\n', stderr))
 #define die(...) (say(__VA_ARGS__), exit(2))
 #define failed(...) ((void)(errors++ < 5 && say(__VA_ARGS__))) /* the first few are enough */
 #define must(s, url) ((void)((s) != NATS_OK && (die("%s: %s", url, nats_GetLastError(NULL)), 0)))
 
-static uint64_t now_ns(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
+static uint64_t clock_ns(clockid_t clock) {
+    struct timespec t = {0};
+    (void)clock_gettime(clock, &t);
     return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }
 
-static uint32_t since_begin_us(void) { return (uint32_t)((now_ns() - began_ns) / 1000); }
+static uint32_t since_begin_us(void) { return (uint32_t)((now - began_ns) / 1000); }
 
 /* ---- the provider's process -------------------------------------------------------------------------------------- */
 
-/* All of /proc/PID/NAME, or "". */
-static const char *process_file(const char *name) {
-    static char text[4096];
-    char path[64];
+/* A number of /proc/PID/status, such as "VmRSS:" in kB; of a thread with NAME "task/TID/status". */
+static uint64_t status_number(const char *name, const char *field) {
+    char text[4096], path[300];
     (void)snprintf(path, sizeof(path), "/proc/%lu/%s", want.pid, name);
     FILE *f = want.pid ? fopen(path, "r") : NULL;
     text[f ? fread(text, 1, sizeof(text) - 1, f) : 0] = 0;
     if (f) fclose(f);
-    return text;
-}
-
-/* A number of /proc/PID/status, such as "VmRSS:" in kB. */
-static uint64_t process_status(const char *field) {
-    const char *at = strstr(process_file("status"), field);
+    const char *at = strstr(text, field);
     return at ? strtoull(at + strlen(field), NULL, 10) : 0;
 }
 
-/* User and system time so far, in µs; in ticks of 10 ms, so measure over a second or more. */
-static uint64_t process_cpu(void) {
-    uint64_t user = 0, system = 0;
-    const char *rest = strrchr(process_file("stat"), ')');
-    if (!rest || sscanf(rest + 1, " %*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %lu %lu", &user, &system) != 2) return 0;
-    return (user + system) * 1000000u / (uint64_t)sysconf(_SC_CLK_TCK);
+static uint64_t process_status(const char *field) { return status_number("status", field); }
+
+/* How often its threads went to sleep, or were put to sleep. */
+static uint64_t context_switches(void) {
+    char path[64], name[280];
+    uint64_t sum = 0;
+    (void)snprintf(path, sizeof(path), "/proc/%lu/task", want.pid);
+    DIR *tasks = opendir(path);
+    for (const struct dirent *e = tasks ? readdir(tasks) : NULL; e; e = readdir(tasks)) {
+        (void)snprintf(name, sizeof(name), "task/%s/status", e->d_name);
+        sum += status_number(name, "\nvoluntary_ctxt_switches:") + status_number(name, "\nnonvoluntary_ctxt_switches:");
+    }
+    if (tasks) closedir(tasks);
+    return sum;
+}
+
+static struct cost cost_so_far(void) {
+    clockid_t clock;
+    struct cost c = {.load_cpu_ns = clock_ns(CLOCK_PROCESS_CPUTIME_ID)};
+    if (!want.pid) return c;
+    if (clock_getcpuclockid((pid_t)want.pid, &clock) == 0) c.cpu_ns = clock_ns(clock);
+    c.switches = context_switches();
+    return c;
+}
+
+static void trace_memory(void) {
+    if (!want.trace_ms || now < trace_due_ns || traced == SAMPLES_MAX) return;
+    trace[traced].us = since_begin_us();
+    trace[traced++].kb = process_status("VmRSS:");
+    trace_due_ns = now + want.trace_ms * 1000000;
 }
 
 /* ---- values -------------------------------------------------------------------------------------------------------- */
@@ -146,24 +193,77 @@ static void skip_subject(const uint8_t *bytes, size_t len, size_t *at) {
     *at = *at > len || subject > len - *at ? len + 1 : *at + subject;
 }
 
-/* The table of calls, and the parameters of each: (subject, body, no reply-to), or for request (subject, body, timeout). */
-static void make_calls(void) {
-    size_t subject = strlen(want.subject);
-    params = malloc(subject + want.body + 64);
-    calls = calloc(want.calls + 1, sizeof(*calls));
-    if (!params || !calls) die("out of memory");
-    params_len = put_u32(params, subject);
-    memcpy(params + params_len, want.subject, subject);
-    params_len += subject;
-    params_len += put_u32(params + params_len, want.body);
-    body_at = params_len;
-    for (uint64_t i = 0; i < want.body; i++) params[params_len++] = (uint8_t)('a' + i % 26);
-    if (want.flow == REQUEST) params_len += put_u32(params + params_len, want.wait_s * 1000);
-    else params[params_len++] = 0;
+/* Writes a number in hexadecimal, with so many digits that all inboxes are of one length. */
+static void put_hex(char *out, uint64_t value) {
+    for (size_t i = NUMBER_LEN; i-- > 0; value >>= 4) out[i] = "0123456789abcdef"[value & 15];
+    out[NUMBER_LEN] = 0;
 }
 
-static const uint8_t *params_of(uint64_t number) {
-    return want.body < sizeof(number) ? params : memcpy(params + body_at, &number, sizeof(number)), params;
+/* Reads it, or UINT64_MAX. */
+static uint64_t get_hex(const char *text) {
+    uint64_t value = 0;
+    for (size_t i = 0; i < NUMBER_LEN; i++) {
+        char c = text[i];
+        if (!((c >= '0' && c <= '9') || (c >= 'a' && c <= 'f'))) return UINT64_MAX;
+        value = value << 4 | (uint64_t)(c <= '9' ? c - '0' : c - 'a' + 10);
+    }
+    return value;
+}
+
+static struct target *target_of(uint64_t number) { return &targets[number % target_count]; }
+
+/* The parameters of a call: (subject, body, no reply-to), or for request (subject, body, timeout). */
+static void make_params(struct target *t) {
+    size_t subject = strlen(t->subject), len = put_u32(t->params, subject);
+    memcpy(t->params + len, t->subject, subject);
+    len += subject;
+    len += put_u32(t->params + len, want.body);
+    t->body_at = len;
+    for (uint64_t i = 0; i < want.body; i++) t->params[len++] = (uint8_t)('a' + i % 26);
+    if (want.flow == REQUEST) len += put_u32(t->params + len, want.wait_s * 1000);
+    else t->params[len++] = 0;
+    t->params_len = len;
+}
+
+static void name_target(struct target *t, uint64_t i) {
+    char link[24] = "", any[24] = "";
+    if (want.links > 1) (void)snprintf(link, sizeof(link), "%lu", i);
+    if (target_count > 1) (void)snprintf(any, sizeof(any), "%lu", i);
+    (void)snprintf(t->component, sizeof(t->component), "%.90s%s", want.component, link);
+    (void)snprintf(t->subject, sizeof(t->subject), "%.90s%s", want.subject, any);
+    (void)snprintf(t->function, sizeof(t->function), "%.120s.%.120s." WRPC "%s@0.2.0.%s", want.prefix,
+                   want.flow == HANDLE ? t->component : want.key, want.flow == HANDLE ? "handler" : "consumer",
+                   want.flow == HANDLE ? "handle-message" : flow_names[want.flow]);
+}
+
+/* What a component sends for a call: headers, and what a 1.9 host reckons to fit. */
+static void make_call(struct target *t) {
+    uint8_t *both = malloc(SUBJECT_MAX + t->params_len);
+    if (!both) die("out of memory");
+    int head = snprintf((char *)both, SUBJECT_MAX, "NATS/1.0\r\nsource-id: %s\r\nlink-name: default\r\n\r\n", t->component);
+    size_t room = lattice.max_payload - (size_t)head - lattice.inbox_len - NUMBER_LEN;
+    t->first = t->params_len < room ? t->params_len : room;
+    memcpy(both + head, t->params, t->first);
+    must(natsMsg_create(&t->call, t->function, (int)strlen(t->function), NULL, 0, (char *)both, head + (int)t->first, head), lattice.url);
+    free(both);
+}
+
+static void make_targets(void) {
+    target_count = want.links > want.subjects ? want.links : want.subjects;
+    calls = calloc(want.warm + want.calls + 1, sizeof(*calls));
+    for (uint64_t i = 0; i < target_count; i++) {
+        struct target *t = &targets[i];
+        name_target(t, i);
+        t->params = malloc(SUBJECT_MAX + want.body);
+        if (!t->params || !calls) die("out of memory");
+        make_params(t);
+    }
+    for (idle_count = 0; idle_count < INVOCATIONS; idle_count++) idle[idle_count] = INVOCATIONS - 1 - idle_count;
+}
+
+/* Writes a call's number into its body, if that has room for one. */
+static void put_number(uint8_t *body, uint64_t number) {
+    if (want.body >= sizeof(number)) memcpy(body, &number, sizeof(number));
 }
 
 /* The number in a body of which at least the first bytes are there. A body without one has `otherwise`. */
@@ -178,40 +278,43 @@ static uint64_t number_in(const uint8_t *body, size_t have, uint64_t otherwise) 
 
 static void send_to(struct conn *c, const char *inbox, const char *suffix, const char *reply, const void *data, size_t len) {
     char subject[SUBJECT_MAX];
-    (void)snprintf(subject, sizeof(subject), "%s%s", inbox, suffix);
+    size_t n = strlen(inbox), m = strlen(suffix);
+    if (n + m >= sizeof(subject)) return failed("a reply subject of %zu bytes", n);
+    memcpy(subject, inbox, n);
+    memcpy(subject + n, suffix, m + 1);
     natsStatus s = reply ? natsConnection_PublishRequest(c->nc, subject, reply, data, (int)len)
                          : natsConnection_Publish(c->nc, subject, data, (int)len);
     if (s != NATS_OK) failed("publishing to %s: %s", subject, natsStatus_GetText(s));
 }
 
-/* How many bytes of the parameters go with the first message: what a 1.9 host reckons. */
-static size_t first_piece(size_t reply_len) {
-    size_t head = 12 + strlen("source-id") + strlen(want.component) + 4 + strlen("link-name") + strlen("default") + 4;
-    size_t room = lattice.max_payload - head - reply_len;
-    return params_len < room ? params_len : room;
+/* An inbox of ours: that of a call is its number, that of an invocation is i and its place. */
+static void inbox_of(char out[INBOX_MAX], const char *kind, uint64_t number) {
+    size_t n = lattice.inbox_len, m = strlen(kind);
+    memcpy(out, lattice.inbox, n);
+    memcpy(out + n, kind, m + 1);
+    put_hex(out + n + m, number);
 }
 
-/* The component calls the provider; the call's inbox is its number in hexadecimal. */
-static void call_start(uint64_t number) {
-    char inbox[SUBJECT_MAX];
-    natsMsg *msg = NULL;
-    int n = snprintf(inbox, sizeof(inbox), "%s%lx", lattice.inbox, number);
-    natsStatus s = natsMsg_Create(&msg, function_subject, inbox, (const char *)params_of(number), (int)first_piece((size_t)n));
-    if (s == NATS_OK) s = natsMsgHeader_Set(msg, "source-id", want.component);
-    if (s == NATS_OK) s = natsMsgHeader_Set(msg, "link-name", "default");
-    if (s == NATS_OK) s = natsConnection_PublishMsg(lattice.nc, msg);
-    natsMsg_Destroy(msg);
-    must(s, lattice.url);
+/* The component calls the provider. The message is the same each time but for its number, in its own copy of the body. */
+static void call_start(struct target *t, uint64_t number) {
+    char inbox[INBOX_MAX];
+    inbox_of(inbox, "", number);
+    put_number((uint8_t *)(uintptr_t)natsMsg_GetData(t->call) + t->body_at, number);
+    must(natsConn_publish(lattice.nc, t->call, inbox, false), lattice.url);
+}
+
+static void message_start(struct target *t, uint64_t number) {
+    put_number(t->params + t->body_at, number);
+    must(natsConnection_Publish(outside.nc, t->subject, t->params + t->body_at, (int)want.body), outside.url);
 }
 
 /* Starts as many calls as may be out, while the kernel takes what was written before. */
-static void start_calls(void) {
+static void start_calls(uint64_t limit) {
     struct conn *c = want.flow == HANDLE ? &outside : &lattice;
-    while (started < want.calls && (want.burst || started - done < want.in_flight) &&
-           natsConnection_Buffered(c->nc) < UNWRITTEN_MAX) {
+    while (started < limit && (want.burst || started - done < want.in_flight) && natsConnection_Buffered(c->nc) < UNWRITTEN_MAX) {
         calls[started].began_us = since_begin_us();
-        if (want.flow == HANDLE) send_to(c, want.subject, "", NULL, params_of(started) + body_at, want.body);
-        else call_start(started);
+        if (want.flow == HANDLE) message_start(target_of(started), started);
+        else call_start(target_of(started), started);
         started++;
     }
 }
@@ -221,7 +324,7 @@ static void call_done(uint64_t number) {
     calls[number].done = true;
     calls[number].took_us = since_begin_us() - calls[number].began_us;
     done++;
-    if (done % SAMPLE_EVERY == 0 && samples < SAMPLES_MAX) rss[samples++] = process_status("VmRSS:");
+    if (done > want.warm && (done - want.warm) % SAMPLE_EVERY == 0 && samples < SAMPLES_MAX) rss[samples++] = process_status("VmRSS:");
 }
 
 static void message_delivered(uint64_t number) {
@@ -232,16 +335,16 @@ static void message_delivered(uint64_t number) {
 /* ---- what arrives ---------------------------------------------------------------------------------------------------- */
 
 /* The provider is ready for the rest of the parameters. */
-static void on_handshake(uint64_t number, const char *own_inbox, natsMsg *msg) {
+static void on_handshake(uint64_t number, natsMsg *msg) {
     const char *rest = natsMsg_GetReply(msg);
+    const struct target *t = target_of(number);
     if (!rest) {
         call_done(number);
         return failed("call %lu: %s", number,
                       natsMsg_IsNoResponders(msg) ? "no provider serves it" : "a handshake without a reply subject");
     }
-    size_t at = first_piece(strlen(own_inbox)), size = lattice.max_payload;
-    for (const uint8_t *all = params_of(number); at < params_len; at += size)
-        send_to(&lattice, rest, ".params", NULL, all + at, params_len - at < size ? params_len - at : size);
+    for (size_t at = t->first, size = lattice.max_payload; at < t->params_len; at += size)
+        send_to(&lattice, rest, ".params", NULL, t->params + at, t->params_len - at < size ? t->params_len - at : size);
     send_to(&lattice, rest, ".params", NULL, NULL, 0);
 }
 
@@ -271,20 +374,23 @@ static void on_results(uint64_t number, natsMsg *msg) {
 
 /* The provider calls the component: shakes hands, and looks at what there is of the parameters. */
 static void on_invocation(natsMsg *msg) {
-    static size_t next, invoked;
+    static size_t invoked;
     const uint8_t *bytes = (const uint8_t *)natsMsg_GetData(msg);
-    size_t at = 0, len = (size_t)natsMsg_GetDataLength(msg), tried = 0;
-    while (invocations[next].used && tried++ < INVOCATIONS) next = (next + 1) % INVOCATIONS;
-    struct invocation *i = &invocations[next];
-    if (i->used) return failed("more than %d messages with the component at once", INVOCATIONS);
+    const char *caller = natsMsg_GetReply(msg);
+    size_t at = 0, len = (size_t)natsMsg_GetDataLength(msg);
     skip_subject(bytes, len, &at);
     uint64_t body = get_u32(bytes, len, &at);
     if (at > len || body != want.body) return failed("a message of %lu bytes instead of %lu", body, want.body);
-    *i = (struct invocation){.len = len, .expected = at + body + 1, .used = true};
+    if (!caller || strlen(caller) >= INBOX_MAX) return failed("an invocation without a usable reply subject");
+    if (idle_count == 0) return failed("more than %d messages with the component at once", INVOCATIONS);
+    struct invocation *i = &invocations[idle[--idle_count]];
+    i->len = len;
+    i->expected = at + body + 1;
+    i->used = true;
     i->number = number_in(bytes + at, len - at, invoked++);
-    (void)snprintf(i->caller, sizeof(i->caller), "%s", natsMsg_GetReply(msg));
-    char inbox[SUBJECT_MAX];
-    (void)snprintf(inbox, sizeof(inbox), "%si%zx", lattice.inbox, next);
+    memcpy(i->caller, caller, strlen(caller) + 1);
+    char inbox[INBOX_MAX];
+    inbox_of(inbox, "i", idle[idle_count]);
     send_to(&lattice, i->caller, "", inbox, NULL, 0);
 }
 
@@ -297,6 +403,7 @@ static void on_params(struct invocation *i, natsMsg *msg) {
     send_to(&lattice, i->caller, ".results", NULL, "", 1);
     send_to(&lattice, i->caller, ".results", NULL, NULL, 0);
     i->used = false;
+    idle[idle_count++] = (uint32_t)(i - invocations);
     call_done(i->number);
 }
 
@@ -304,15 +411,13 @@ static void on_lattice(natsMsg *msg) {
     const char *subject = natsMsg_GetSubject(msg);
     if (strncmp(subject, lattice.inbox, lattice.inbox_len) != 0) return on_invocation(msg);
     const char *token = subject + lattice.inbox_len;
-    char own[SUBJECT_MAX], *suffix;
     struct invocation *i;
     if (strcmp(token, "echo") == 0) return (void)(lattice.ready = true);
-    uint64_t number = strtoull(token + (*token == 'i'), &suffix, 16);
+    uint64_t number = get_hex(token + (*token == 'i'));
     if (*token == 'i' && (i = &invocations[number % INVOCATIONS])->used) return on_params(i, msg);
     if (*token == 'i' || number >= started || calls[number].done) return failed("a message for what is over: %s", subject);
-    (void)snprintf(own, sizeof(own), "%.*s", (int)(suffix - subject), subject);
-    if (!*suffix) on_handshake(number, own, msg);
-    else if (strcmp(suffix, ".results") == 0) on_results(number, msg);
+    if (!token[NUMBER_LEN]) on_handshake(number, msg);
+    else if (strcmp(token + NUMBER_LEN, ".results") == 0) on_results(number, msg);
     else failed("a message on %s", subject);
 }
 
@@ -330,10 +435,9 @@ static void on_outside(natsMsg *msg) {
 
 static void on_message(natsConnection *nc, natsMsg **msg, void *user) {
     (void)nc;
-    progress_ns = now_ns();
     if (user == &lattice) on_lattice(*msg);
     else on_outside(*msg);
-    natsMsg_Destroy(*msg);
+    natsMsg_free(*msg);
     *msg = NULL;
 }
 
@@ -364,6 +468,7 @@ static void connect_to(struct conn *c, const char *url) {
     must(natsOptions_SetSendAsap(opts, true), url);
     must(natsOptions_SetIOBufSize(opts, 256 * 1024), url);
     if (strncmp(url, "tls://", 6) == 0) must(natsOptions_SetSecure(opts, true), url);
+    c->secure = strncmp(url, "tls://", 6) == 0 || want.ca;
     if (want.ca) must(natsOptions_LoadCATrustedCertificates(opts, want.ca), url);
     must(natsConnection_Connect(&c->nc, opts), url);
     natsOptions_Destroy(opts);
@@ -375,12 +480,17 @@ static void connect_to(struct conn *c, const char *url) {
 }
 
 /* Subscribes, to its own inbox as well, and sends itself a message: when it is back, the server knows all of it. */
-static void listen_on(struct conn *c, const char *subject, const char *queue) {
+static void listen_on(struct conn *c) {
     natsSubscription *sub; /* for as long as the program runs */
-    char own[80];
+    char own[80], group[SUBJECT_MAX];
     (void)snprintf(own, sizeof(own), "%s>", c->inbox);
     must(natsConnection_SubscribeSync(&sub, c->nc, own), c->url);
-    if (subject) must(natsConnection_QueueSubscribeSync(&sub, c->nc, subject, queue), c->url);
+    for (const struct target *t = targets; t < targets + target_count && (want.flow == HANDLE) == (c == &lattice); t++) {
+        if (want.flow == HANDLE && t > targets && want.links == 1) break; /* one component, many subjects */
+        (void)snprintf(group, sizeof(group), "%.120s.%.120s", want.prefix, t->component);
+        must(want.flow == HANDLE ? natsConnection_QueueSubscribeSync(&sub, c->nc, t->function, group)
+                                 : natsConnection_QueueSubscribeSync(&sub, c->nc, t->subject, "load"), c->url);
+    }
     send_to(c, c->inbox, "echo", NULL, NULL, 0);
 }
 
@@ -391,6 +501,9 @@ static void conn_write(struct conn *c) {
     c->blocked = atomic_load(&c->wants_write);
 }
 
+/* What TLS has decrypted already, poll() does not know of. */
+static bool has_input(const struct conn *c) { return c->secure && tls_has_input(c->fd); }
+
 /* Writes, waits, reads; what was read may have put something into the buffers, which the next turn writes. */
 static void turn(int timeout_ms) {
     struct conn *both[] = {&lattice, &outside};
@@ -399,30 +512,39 @@ static void turn(int timeout_ms) {
         conn_write(both[i]);
         fds[i] = (struct pollfd){.fd = both[i]->fd, .events = POLLIN};
         if (both[i]->blocked) fds[i].events |= POLLOUT;
-        if (tls_has_input(both[i]->fd)) timeout_ms = 0;
+        if (has_input(both[i])) timeout_ms = 0;
     }
     if (poll(fds, 2, timeout_ms) < 0 && errno != EINTR) die("poll: %s", strerror(errno));
+    now = clock_ns(CLOCK_MONOTONIC);
     for (int i = 0; i < 2; i++) {
         if (fds[i].revents & POLLOUT) both[i]->blocked = false;
-        if (fds[i].revents & ~POLLOUT || tls_has_input(both[i]->fd)) natsConnection_ProcessReadEvent(both[i]->nc);
+        if (fds[i].revents & ~POLLOUT || has_input(both[i])) natsConnection_ProcessReadEvent(both[i]->nc), progress_ns = now;
         if (atomic_load(&both[i]->closed)) die("%s: the connection was lost", both[i]->url);
     }
 }
 
-static bool finished(void) { return done == want.calls && (want.flow != PUBLISH || delivered + errors >= want.calls); }
+static bool finished(uint64_t limit) { return done == limit && (want.flow != PUBLISH || delivered + errors >= limit); }
 
-/* All calls, to their end or until nothing has come for --wait seconds. */
-static void run(void) {
-    progress_ns = began_ns = now_ns();
-    cpu_before = process_cpu();
-    rss[samples++] = process_status("VmRSS:");
-    while (!finished() && now_ns() - progress_ns < want.wait_s * 1000000000u) {
-        start_calls();
-        turn(started < want.calls && want.burst ? 0 : 100);
+/* All calls up to this number, to their end or until nothing has come for --wait seconds. */
+static void run_to(uint64_t limit) {
+    progress_ns = now = clock_ns(CLOCK_MONOTONIC);
+    while (!finished(limit) && now - progress_ns < want.wait_s * 1000000000u) {
+        start_calls(limit);
+        trace_memory();
+        turn(started < limit && want.burst ? 0 : want.trace_ms ? (int)want.trace_ms : 100);
     }
-    ended_ns = finished() ? now_ns() : progress_ns;
+    ended_ns = finished(limit) ? now : progress_ns;
     while (natsConnection_Buffered(lattice.nc) > 0) turn(100); /* the last answers */
-    cpu_after = process_cpu();
+}
+
+static void run(void) {
+    began_ns = clock_ns(CLOCK_MONOTONIC);
+    run_to(want.warm);
+    before = cost_so_far();
+    rss[samples++] = process_status("VmRSS:");
+    began_ns = now = clock_ns(CLOCK_MONOTONIC);
+    run_to(want.warm + want.calls);
+    after = cost_so_far();
 }
 
 /* ---- command line and report -------------------------------------------------------------------------------------- */
@@ -432,22 +554,36 @@ static int by_time(const void *a, const void *b) {
     return (x > y) - (x < y);
 }
 
+static double a_call(uint64_t from, uint64_t to, uint64_t count) { return count && to > from ? (double)(to - from) / (double)count : 0; }
+
+static void report_process(uint64_t count) {
+    printf(", \"cpu_us_per_call\": %.3f, \"context_switches_per_call\": %.4f", a_call(before.cpu_ns, after.cpu_ns, count) / 1000,
+           a_call(before.switches, after.switches, count));
+    printf(", \"threads\": %lu, \"vmhwm_kb\": %lu, \"rss_kb\": [", process_status("Threads:"), process_status("VmHWM:"));
+    for (size_t i = 0; i < samples; i++) printf("%s%lu", i ? ", " : "", rss[i]);
+    printf("]");
+    if (!want.trace_ms) return;
+    printf(", \"trace_ms_kb\": [");
+    for (size_t i = 0; i < traced; i++) printf("%s[%.1f, %lu]", i ? ", " : "", (double)trace[i].us / 1000, trace[i].kb);
+    printf("]");
+}
+
+/* Returns how many calls were lost. */
 static uint64_t report(void) {
+    struct call *measured = calls + want.warm;
     for (uint64_t i = 0; i < want.calls; i++)
-        if (!calls[i].done) calls[i].took_us = UINT32_MAX; /* behind the others */
-    qsort(calls, want.calls, sizeof(*calls), by_time);
-    uint64_t unsent = want.flow == PUBLISH && done > delivered + errors ? done - delivered - errors : 0, lost = want.calls - done + unsent;
+        if (!measured[i].done) measured[i].took_us = UINT32_MAX; /* behind the others */
+    qsort(measured, want.calls, sizeof(*measured), by_time);
+    uint64_t all = want.warm + want.calls, count = done > want.warm ? done - want.warm : 0;
+    uint64_t unsent = want.flow == PUBLISH && done > delivered + errors ? done - delivered - errors : 0, lost = all - done + unsent;
     double seconds = (double)(ended_ns - began_ns) / 1e9;
     printf("{\"flow\": \"%s\", \"calls\": %lu, \"done\": %lu, \"errors\": %lu, \"lost\": %lu, \"seconds\": %.3f, "
-           "\"calls_per_second\": %.0f", flow_names[want.flow], want.calls, done, errors,
-           lost, seconds, seconds > 0 ? (double)done / seconds : 0);
-    printf(", \"p50_us\": %u, \"p99_us\": %u", done ? calls[done / 2].took_us : 0, done ? calls[done * 99 / 100].took_us : 0);
-    if (want.pid) {
-        printf(", \"cpu_us_per_call\": %.2f", done ? (double)(cpu_after - cpu_before) / (double)done : 0);
-        printf(", \"threads\": %lu, \"vmhwm_kb\": %lu, \"rss_kb\": [", process_status("Threads:"), process_status("VmHWM:"));
-        for (size_t i = 0; i < samples; i++) printf("%s%lu", i ? ", " : "", rss[i]);
-        printf("]");
-    }
+           "\"calls_per_second\": %.0f", flow_names[want.flow], want.calls, count, errors,
+           lost, seconds, seconds > 0 ? (double)count / seconds : 0);
+    printf(", \"p50_us\": %u, \"p99_us\": %u, \"p999_us\": %u", count ? measured[count / 2].took_us : 0,
+           count ? measured[count * 99 / 100].took_us : 0, count ? measured[count * 999 / 1000].took_us : 0);
+    printf(", \"load_cpu_us_per_call\": %.3f", a_call(before.load_cpu_ns, after.load_cpu_ns, count) / 1000);
+    if (want.pid) report_process(count);
     printf("}\n");
     return want.burst ? 0 : lost;
 }
@@ -459,7 +595,8 @@ static void take_flow(const char *value) {
 /* An option with a value: a number or a text. */
 static void take_option(const char *name, const char *value) {
     static const struct { const char *name; uint64_t *number; const char **text; } options[] = {
-        {"--calls", &want.calls, NULL}, {"--in-flight", &want.in_flight, NULL}, {"--body", &want.body, NULL},
+        {"--calls", &want.calls, NULL}, {"--warm", &want.warm, NULL}, {"--links", &want.links, NULL},
+        {"--subjects", &want.subjects, NULL}, {"--trace", &want.trace_ms, NULL}, {"--in-flight", &want.in_flight, NULL}, {"--body", &want.body, NULL},
         {"--pid", &want.pid, NULL}, {"--wait", &want.wait_s, NULL}, {"--lattice", NULL, &want.lattice},
         {"--link", NULL, &want.link}, {"--prefix", NULL, &want.prefix}, {"--key", NULL, &want.key},
         {"--component", NULL, &want.component}, {"--subject", NULL, &want.subject}, {"--ca", NULL, &want.ca},
@@ -484,23 +621,21 @@ static void read_options(int argc, char **argv) {
     if (want.flow == FLOWS) die("--flow is publish, request or handle");
     if (!want.lattice || !want.prefix) die("--lattice and --prefix are needed; see devel/load.c");
     if (want.burst && want.flow != HANDLE) die("--burst is for --flow handle");
+    if (want.subjects > 1 && (want.flow != HANDLE || want.links > 1)) die("--subjects is for --flow handle, with one link");
+    if (want.links < 1 || want.links > TARGETS_MAX || want.subjects < 1 || want.subjects > TARGETS_MAX) die("1 to %d links or subjects", TARGETS_MAX);
     if (!want.link) want.link = want.lattice;
 }
 
 int main(int argc, char **argv) {
-    char group[SUBJECT_MAX];
     read_options(argc, argv);
-    (void)snprintf(function_subject, sizeof(function_subject), "%s.%s." WRPC "%s@0.2.0.%s", want.prefix,
-                   want.flow == HANDLE ? want.component : want.key, want.flow == HANDLE ? "handler" : "consumer",
-                   want.flow == HANDLE ? "handle-message" : flow_names[want.flow]);
-    (void)snprintf(group, sizeof(group), "%s.%s", want.prefix, want.component);
-    make_calls();
+    make_targets();
     connect_to(&lattice, want.lattice);
     connect_to(&outside, want.link);
-    listen_on(&lattice, want.flow == HANDLE ? function_subject : NULL, group);
-    listen_on(&outside, want.flow == HANDLE ? NULL : want.subject, "load");
-    for (uint64_t since = now_ns(); !lattice.ready || !outside.ready; turn(100))
-        if (now_ns() - since > want.wait_s * 1000000000u) die("the servers do not answer");
+    for (uint64_t i = 0; i < target_count && want.flow != HANDLE; i++) make_call(&targets[i]);
+    listen_on(&lattice);
+    listen_on(&outside);
+    for (uint64_t since = now = clock_ns(CLOCK_MONOTONIC); !lattice.ready || !outside.ready; turn(100))
+        if (now - since > want.wait_s * 1000000000u) die("the servers do not answer");
     run();
     return report() || errors ? 1 : 0;
 }
