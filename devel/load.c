@@ -23,6 +23,7 @@
 #define _GNU_SOURCE
 #include <dirent.h>
 #include <errno.h>
+#include <malloc.h>
 #include <poll.h>
 #include <stdint.h>
 #include <stdatomic.h>
@@ -49,7 +50,7 @@ natsStatus natsConn_publish(natsConnection *nc, natsMsg *msg, const char *reply,
 #define WRPC "wrpc.0.0.1.wasmcloud:messaging/"
 
 enum { SUBJECT_MAX = 512, INBOX_MAX = 128, TARGETS_MAX = 128, INVOCATIONS = 65536, SAMPLE_EVERY = 10000, SAMPLES_MAX = 4096,
-       UNWRITTEN_MAX = 4 << 20, NUMBER_LEN = 8 };
+       UNWRITTEN_MAX = 1 << 19, NUMBER_LEN = 8 };
 enum flow { PUBLISH, REQUEST, HANDLE, FLOWS };
 static const char *const flow_names[FLOWS] = {"publish", "request", "handle"};
 
@@ -627,6 +628,9 @@ static void read_options(int argc, char **argv) {
 }
 
 int main(int argc, char **argv) {
+    /* large messages would be mapped and unmapped one by one */
+    (void)mallopt(M_MMAP_THRESHOLD, 1 << 30);
+    (void)mallopt(M_TRIM_THRESHOLD, 1 << 30);
     read_options(argc, argv);
     make_targets();
     connect_to(&lattice, want.lattice);
