@@ -8,6 +8,8 @@
 # make fuzz            fuzzes each target of devel/fuzz for SECONDS=60, or only TARGETS='links host'; needs clang and libclang-rt-dev
 # make demo, make test what test.sh does
 # make soak MINUTES=20 load and random faults for so long, and a table of what became of each message (SEED=N: as it was then)
+# make bench           measures the provider beside the floor and the reference (devel/bench/), and writes what came out into
+#                      devel/bench/RESULTS.md; ROUNDS=5, ONLY='tls burst' some settings, PROVIDERS='name=path …' other binaries
 # make clean           removes build/, not the libraries that were fetched
 # SYSROOT=DIR          takes the static libraries from there instead of fetching them
 HOST_ARCH := $(shell dpkg --print-architecture 2>/dev/null || uname -m | sed 's/x86_64/amd64/;s/aarch64/arm64/')
@@ -100,6 +102,16 @@ check: | build/include
 build/load build/traffic: build/%: devel/%.c deps/tls.c devel/glibc_compat.c | build/include
 	$(CC) $(STANDARD) -g -O2 -isystem build/include -I. $^ $(SAN_LIBRARIES) -lpthread -o $@
 
+# What `make bench` compares with: the least that it can cost, and wasmCloud's own provider
+build/bench/floor: devel/bench/floor.c deps/tls.c $(HEADERS) | $(LIBRARIES_READY)
+	@mkdir -p $(@D)
+	$(CC) $(STANDARD) $(HARDENED) $(OPTIMISED) $(CFLAGS) $(IN_SYSROOT) -I. devel/bench/floor.c deps/tls.c \
+		$(filter-out $(GUARDED),$(LINKED)) $(LIBRARIES) -o $@
+	$(STRIP) -s -R .comment $@
+
+build/bench/reference: devel/bench/reference.sh devel/bench/reference/Cargo.toml devel/bench/reference/Cargo.lock devel/bench/reference/src/main.rs
+	devel/bench/reference.sh
+
 build/fuzz/fuzz: devel/fuzz/fuzz.c devel/fuzz/pem.c devel/fuzz/guard.c $(SOURCES) $(HEADERS) devel/glibc_compat.c | build/include
 	@mkdir -p $(@D)
 	clang $(filter-out -Wshadow -Wconversion,$(STANDARD)) $(SANITIZED) -fsanitize=fuzzer -isystem build/include $(filter devel/%,$^) $(SAN_LIBRARIES) -lpthread -o $@
@@ -114,8 +126,12 @@ MINUTES ?= 20
 soak:
 	./test.sh soak $(MINUTES) $(SEED)
 
+ROUNDS ?= 5
+bench:
+	./test.sh bench --rounds $(ROUNDS) $(if $(ONLY),--only $(ONLY)) $(if $(WRITE),--write) $(PROVIDERS)
+
 clean:
 	rm -rf build
 
-.PHONY: all unit check fuzz demo test soak clean
+.PHONY: all unit check fuzz demo test soak bench clean
 .DELETE_ON_ERROR:
