@@ -569,6 +569,13 @@ static void report_process(uint64_t count) {
     printf("]");
 }
 
+/* Calls that began and did not end: what there is to say about them. */
+static void say_lost(uint64_t lost) {
+    unsigned held = INVOCATIONS - idle_count;
+    if (want.flow == HANDLE && lost) say("%lu messages were not handled; of these %u reached the component, and the rest of the call did not", lost, held);
+    else if (lost) say("%lu calls were not answered", lost);
+}
+
 /* Returns how many calls were lost. */
 static uint64_t report(void) {
     struct call *measured = calls + want.warm;
@@ -586,6 +593,7 @@ static uint64_t report(void) {
     printf(", \"load_cpu_us_per_call\": %.3f", a_call(before.load_cpu_ns, after.load_cpu_ns, count) / 1000);
     if (want.pid) report_process(count);
     printf("}\n");
+    say_lost(lost);
     return want.burst ? 0 : lost;
 }
 

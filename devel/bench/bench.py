@@ -186,12 +186,14 @@ class Run:
         arguments = {"flow": flow, "calls": calls, "warm": calls // 10 if warm is None else warm, "in-flight": s.in_flight, "body": s.body,
                      "lattice": self.server.url, "link": self.server.url, "prefix": self.world.lattice, "key": KEY, "component": "echo",
                      "subject": self.world.s("in" if flow == "handle" else "out"), "links": s.links, "subjects": s.subjects,
-                     "pid": self.process.pid, "wait": 10}
+                     "pid": self.process.pid, "wait": 2}
         process = await asyncio.create_subprocess_exec(
             *prefix, str(LOAD), *(text for name, value in arguments.items() for text in (f"--{name}", str(value))), *options,
             stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE)
         out, err = await process.communicate()
         assert out, f"build/load: {err.decode()}"
+        if err:
+            tell(f"{self.binary.name}, {flow}: {err.decode().strip()}")
         return json.loads(out)
 
 
@@ -335,7 +337,7 @@ def main():
         tell(f"written: {HERE.relative_to(ROOT)}/RESULTS.md")
     else:
         tell("RESULTS.md stays as it was: not a whole run of at least five rounds (--write writes it all the same)")
-    sys.exit(1 if report.failures() else 0)
+    sys.exit(1 if report.failures() - {"reference"} else 0)
 
 
 if __name__ == "__main__":
