@@ -128,7 +128,7 @@ soak:
 
 ROUNDS ?= 5
 bench:
-	./test.sh bench --rounds $(ROUNDS) $(if $(ONLY),--only $(ONLY)) $(if $(WRITE),--write) $(PROVIDERS)
+	./test.sh bench $(PROVIDERS) --rounds $(ROUNDS) $(if $(WRITE),--write) $(if $(ONLY),--only $(ONLY))
 
 clean:
 	rm -rf build

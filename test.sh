@@ -3,6 +3,8 @@
 # ./test.sh long       what takes minutes: fuzzing, faults and overload, on nats-server 2.9 and 2.10
 # ./test.sh soak N     N minutes of load and random faults, and a table of what became of each message; a second number is
 #                      the seed of an earlier run
+# ./test.sh bench …    measures the provider beside others (devel/bench/bench.py, to which the words go); 6 minutes and, the first
+#                      time, as many for cargo to build the reference
 # ./test.sh demo       shows the main job on real input, and tells what happens
 # ./test.sh PATTERN…   only these black-box tests; the words go to pytest (test_links.py, -k reconnect, -x …)
 # ./test.sh --help     prints this
@@ -21,7 +23,7 @@ has() { command -v "$1" >/dev/null 2>&1; }
 
 # ---- what has to be installed
 
-# Names the packages for what this machine lacks; for the demo, only what the demo needs; only the long tests fuzz.
+# Names the packages for what this machine lacks; for the demo and the bench, only what they need; only the long tests fuzz.
 missing_packages() {
   local tool
   has make || echo make
@@ -32,7 +34,8 @@ missing_packages() {
   has python3 || echo python3
   python3 -c 'import venv, ensurepip' 2>/dev/null || echo python3-venv
   [ -s /etc/ssl/certs/ca-certificates.crt ] || echo ca-certificates
-  [ "$1" != demo ] || return 0
+  [ "$1" != bench ] || has perf || echo linux-perf
+  case $1 in demo | bench) return 0 ;; esac
   has file || echo file
   has nm || echo binutils
   has strace || echo strace
@@ -80,6 +83,13 @@ python_packages() {
 }
 
 build() { say "make $*"; make "$@"; }
+
+# What the bench compares with, if it can be built; binaries that are named on the command line are compared instead.
+reference() {
+  case " $* " in *=*) return 0 ;; esac
+  has cargo || { echo "the reference is left out: there is no cargo to build it with"; return 0; }
+  build build/bench/reference || echo "the reference is left out: cargo could not build it"
+}
 
 # ---- suites
 
@@ -156,7 +166,7 @@ long() {
 }
 
 case ${1:-} in
-  -h | --help) sed -n '2,11s/^# \{0,1\}//p' "$0"; exit 0 ;;
+  -h | --help) sed -n '2,13s/^# \{0,1\}//p' "$0"; exit 0 ;;
   demo)
     install_missing demo
     python_packages demo
@@ -169,6 +179,14 @@ case ${1:-} in
     binaries
     say soak
     PROVIDER=$PWD/build/$native/provider exec build/venv/bin/python devel/soak.py "${@:2}" ;;
+  bench)
+    install_missing bench
+    python_packages all
+    build
+    build build/load build/bench/floor
+    reference "${@:2}"
+    say bench
+    exec build/venv/bin/python devel/bench/bench.py "${@:2}" ;;
 esac
 
 install_missing "$([ "$*" = long ] && echo long || echo all)"

@@ -67,7 +67,7 @@ class Report:
         if ours is None or not theirs:
             return None
         value = ours / theirs
-        return words, number(ours), number(theirs), f"{value:.2f} (1/{1 / value:.1f})" if value < 0.7 else f"{value:.2f}", f"{most:.2f}{aim}", value <= most
+        return words, number(ours), number(theirs), f"{value:.2f} (1/{1 / value:.1f})" if value < 0.7 else f"{value:.2f}", f"{most:.2g}{aim}", value <= most
 
     def ceiling(self, words, ours, theirs, most, unit):
         if ours is None:
@@ -161,10 +161,10 @@ class Report:
 
     def size_table(self):
         script = HERE / "size.py"
-        return ["## Binary size\n\n" + output(sys.executable, str(script)) + "\n"] if script.exists() and not self.is_partial() else []
+        return ["## Binary size\n\n" + output(sys.executable, str(script)) + "\n"] if script.exists() and self.is_whole() else []
 
-    def is_partial(self):
-        return not (self.base and self.burst and self.start)
+    def is_whole(self):
+        return bool(self.base and self.burst and self.start)
 
     def text(self):
         parts = ["# What `make bench` measured\n",
@@ -172,6 +172,7 @@ class Report:
                  f"{self.seconds / 60:.0f} minutes.\n{machine()}; servers, load and binaries all on that machine.\n\n"
                  + "".join(f"- {b.name}: {os.path.relpath(b.path, ROOT)}, {b.size:,} bytes, {b.linked}\n" for b in self.binaries),
                  f"A figure is the median of {self.rounds} rounds (the smallest–the largest). CPU is that of the provider's process, user and system.\n"]
+        parts += [note + "\n" for note in self.notes()]
         targets = self.targets()
         if targets:
             parts.append("## Targets\n\nAt 64 in flight and 128 B unless said; against the reference unless said. CPU in µs a call, latency in µs, start in ms.\n\n" +
@@ -183,6 +184,14 @@ class Report:
         parts += [self.syscalls_table()] if self.syscalls else []
         return "\n".join(parts + self.size_table())
 
+    def notes(self):
+        """What somebody who reads the figures has to know."""
+        wrong = sorted(self.failures())
+        if self.is_whole() and "reference" not in [b.name for b in self.binaries]:
+            yield "The reference is left out: there was no cargo to build it with."
+        if wrong:
+            yield f"Calls of {', '.join(wrong)} failed or were lost outside the burst; the figures are those of the calls that succeeded."
+
     def failures(self):
         """Calls that failed or were lost outside the burst, and the binaries whose they were."""
         return {name for runs in self.flows.values() for name, reports in runs.items() for r in reports if r["errors"] or r["lost"]}
@@ -191,7 +200,7 @@ class Report:
         names = [b.name for b in self.binaries]
         if self.burst:
             middle = {name: sorted(self.burst[name], key=lambda r: r["vmhwm_kb"])[len(self.burst[name]) // 2] for name in names}
-            yield "burst.svg", curves({name: [(ms / 1000, kb / 1000) for ms, kb in r["trace_ms_kb"]] for name, r in middle.items()})
+            yield "burst.svg", curves({name: [(ms / 1000, kb / 1000) for ms, kb in r["trace_ms_kb"] if ms <= 1000 * r["seconds"]] for name, r in middle.items()})
         if self.base and self.burst:
             groups = {flow: {n: self.of(self.base, flow, n) for n in names} for flow in ("publish", "request", "handle")}
             groups["burst"] = {n: median(self.burst[n], "cpu_us_per_call") for n in names}
