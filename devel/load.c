@@ -21,8 +21,8 @@
  * Prints one JSON object; exit code 1 if a call failed or was lost, 2 on wrong usage or without a connection.
  */
 #define _GNU_SOURCE
-#include <dirent.h>
 #include <errno.h>
+#include <glob.h>
 #include <malloc.h>
 #include <poll.h>
 #include <stdint.h>
@@ -125,30 +125,33 @@ static uint32_t since_begin_us(void) { return (uint32_t)((now - began_ns) / 1000
 
 /* ---- the provider's process -------------------------------------------------------------------------------------- */
 
-/* A number of /proc/PID/status, such as "VmRSS:" in kB; of a thread with NAME "task/TID/status". */
-static uint64_t status_number(const char *name, const char *field) {
-    char text[4096], path[300];
-    (void)snprintf(path, sizeof(path), "/proc/%lu/%s", want.pid, name);
-    FILE *f = want.pid ? fopen(path, "r") : NULL;
+/* A number of a status file of /proc. */
+static uint64_t number_of(const char *path, const char *field) {
+    char text[4096];
+    FILE *f = fopen(path, "r");
     text[f ? fread(text, 1, sizeof(text) - 1, f) : 0] = 0;
     if (f) fclose(f);
     const char *at = strstr(text, field);
     return at ? strtoull(at + strlen(field), NULL, 10) : 0;
 }
 
-static uint64_t process_status(const char *field) { return status_number("status", field); }
+/* One of the provider's process, such as "VmRSS:" in kB. */
+static uint64_t process_status(const char *field) {
+    char path[64];
+    (void)snprintf(path, sizeof(path), "/proc/%lu/status", want.pid);
+    return want.pid ? number_of(path, field) : 0;
+}
 
 /* How often its threads went to sleep, or were put to sleep. */
 static uint64_t context_switches(void) {
-    char path[64], name[280];
+    char pattern[64];
     uint64_t sum = 0;
-    (void)snprintf(path, sizeof(path), "/proc/%lu/task", want.pid);
-    DIR *tasks = opendir(path);
-    for (const struct dirent *e = tasks ? readdir(tasks) : NULL; e; e = readdir(tasks)) {
-        (void)snprintf(name, sizeof(name), "task/%s/status", e->d_name);
-        sum += status_number(name, "\nvoluntary_ctxt_switches:") + status_number(name, "\nnonvoluntary_ctxt_switches:");
-    }
-    if (tasks) closedir(tasks);
+    glob_t threads = {0};
+    (void)snprintf(pattern, sizeof(pattern), "/proc/%lu/task/*/status", want.pid);
+    (void)glob(pattern, 0, NULL, &threads);
+    for (size_t i = 0; i < threads.gl_pathc; i++)
+        sum += number_of(threads.gl_pathv[i], "\nvoluntary_ctxt_switches:") + number_of(threads.gl_pathv[i], "\nnonvoluntary_ctxt_switches:");
+    globfree(&threads);
     return sum;
 }
 
