@@ -136,7 +136,7 @@ lines() {
 
 binaries() {
   build
-  build build/load build/traffic
+  build build/load build/traffic build/bench/floor
   build TINY=1
   build FAILING=1
 }
