@@ -55,20 +55,20 @@ class Setting:
         return [prefix + (str(i) if count > 1 else "") for i in range(count)]
 
 
-BASE = Setting("base", "64 in flight, 128 B, plain, 1 subscription, 1 link", 20_000)
+BASE = Setting("base", "64 in flight, 128 B, plain, 1 subscription, 1 link", 50_000)
 SETTINGS = [
     BASE,
-    Setting("in-flight", "1 in flight", 3_000, in_flight=1),
-    Setting("in-flight", "256 in flight", 20_000, in_flight=256),
-    Setting("bodies", "bodies of 16 B", 20_000, body=16),
-    Setting("bodies", "bodies of 4 kB (4,096 B)", 8_000, body=4096),
-    Setting("bodies", "bodies of 64 kB (65,536 B)", 800, body=65536),
-    Setting("bodies", "bodies of 1 MB (1,000,000 B), 4 in flight", 80, body=1_000_000, in_flight=4),
-    Setting("tls", "TLS to the lattice and to the link, 128 B", 15_000, tls=True, floor=False),
-    Setting("tls", "TLS to the lattice and to the link, bodies of 64 kB", 800, tls=True, body=65536, floor=False),
-    Setting("subscriptions", "10 subscriptions", 20_000, ("handle",), subjects=10),
-    Setting("subscriptions", "100 subscriptions", 20_000, ("handle",), subjects=100),
-    Setting("links", "16 links", 20_000, links=16, floor=False),
+    Setting("in-flight", "1 in flight", 6_000, in_flight=1),
+    Setting("in-flight", "256 in flight", 40_000, in_flight=256),
+    Setting("bodies", "bodies of 16 B", 30_000, body=16),
+    Setting("bodies", "bodies of 4 kB (4,096 B)", 15_000, body=4096),
+    Setting("bodies", "bodies of 64 kB (65,536 B)", 1_500, body=65536),
+    Setting("bodies", "bodies of 1 MB (1,000,000 B), 4 in flight", 150, body=1_000_000, in_flight=4),
+    Setting("tls", "TLS to the lattice and to the link, 128 B", 30_000, tls=True, floor=False),
+    Setting("tls", "TLS to the lattice and to the link, bodies of 64 kB", 1_500, tls=True, body=65536, floor=False),
+    Setting("subscriptions", "10 subscriptions", 30_000, ("handle",), subjects=10),
+    Setting("subscriptions", "100 subscriptions", 30_000, ("handle",), subjects=100),
+    Setting("links", "16 links", 30_000, links=16, floor=False),
 ]
 GROUPS = list(dict.fromkeys(s.group for s in SETTINGS)) + ["burst", "start", "syscalls"]
 

@@ -67,7 +67,7 @@ class Report:
         if ours is None or not theirs:
             return None
         value = ours / theirs
-        return words, number(ours), number(theirs), f"{value:.2f} (1/{1 / value:.1f})" if value < 0.7 else f"{value:.2f}", f"{most:.2g}{aim}", value <= most
+        return words, number(ours), number(theirs), f"{value:.2f} (1/{1 / value:.1f})" if value < 0.7 else f"{value:.2f}", f"{most:.3g}{aim}", value <= most
 
     def ceiling(self, words, ours, theirs, most, unit):
         if ours is None:
