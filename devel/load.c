@@ -439,6 +439,7 @@ static void on_outside(natsMsg *msg) {
 
 static void on_message(natsConnection *nc, natsMsg **msg, void *user) {
     (void)nc;
+    progress_ns = now; /* not for each byte: nats-server sends a PING of its own after 2 s */
     if (user == &lattice) on_lattice(*msg);
     else on_outside(*msg);
     natsMsg_free(*msg);
@@ -522,7 +523,7 @@ static void turn(int timeout_ms) {
     now = clock_ns(CLOCK_MONOTONIC);
     for (int i = 0; i < 2; i++) {
         if (fds[i].revents & POLLOUT) both[i]->blocked = false;
-        if (fds[i].revents & ~POLLOUT || has_input(both[i])) natsConnection_ProcessReadEvent(both[i]->nc), progress_ns = now;
+        if (fds[i].revents & ~POLLOUT || has_input(both[i])) natsConnection_ProcessReadEvent(both[i]->nc);
         if (atomic_load(&both[i]->closed)) die("%s: the connection was lost", both[i]->url);
     }
 }

@@ -18,6 +18,7 @@ import os
 import platform
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -335,6 +336,7 @@ def main():
     parser.add_argument("--write", action="store_true", help="writes RESULTS.md and the plots even if the run is not a whole one")
     parser.add_argument("binaries", nargs="*", metavar="NAME=PATH")
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # killed, it still ends what it started
     binaries = choose(args)
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         place = Place(binaries, Path(folder))
