@@ -3,8 +3,8 @@
 # ./test.sh long       what takes minutes: fuzzing, faults and overload, on nats-server 2.9 and 2.10
 # ./test.sh soak N     N minutes of load and random faults, and a table of what became of each message; a second number is
 #                      the seed of an earlier run
-# ./test.sh bench …    measures the provider beside others (devel/bench/bench.py, to which the words go); 6 minutes and, the first
-#                      time, as many for cargo to build the reference
+# ./test.sh bench …    measures the provider beside others (devel/bench/bench.py, to which the words go); 8 minutes and, the first
+#                      time, 4 for cargo to build the reference
 # ./test.sh demo       shows the main job on real input, and tells what happens
 # ./test.sh PATTERN…   only these black-box tests; the words go to pytest (test_links.py, -k reconnect, -x …)
 # ./test.sh --help     prints this

@@ -50,7 +50,7 @@ natsStatus natsConn_publish(natsConnection *nc, natsMsg *msg, const char *reply,
 #define WRPC "wrpc.0.0.1.wasmcloud:messaging/"
 
 enum { SUBJECT_MAX = 512, INBOX_MAX = 128, TARGETS_MAX = 128, INVOCATIONS = 65536, SAMPLE_EVERY = 10000, SAMPLES_MAX = 4096,
-       UNWRITTEN_MAX = 1 << 19, NUMBER_LEN = 8 };
+       UNWRITTEN_MAX = 1 << 19, NUMBER_LEN = 8, FORGET_US = 300000 };
 enum flow { PUBLISH, REQUEST, HANDLE, FLOWS };
 static const char *const flow_names[FLOWS] = {"publish", "request", "handle"};
 
@@ -76,7 +76,7 @@ static struct conn lattice, outside;
 struct call {
     uint32_t began_us, took_us;
     uint32_t results;     /* bytes of the result so far */
-    bool done, wrong, delivered; /* delivered: the message has arrived on the other side */
+    bool done, wrong, forgotten, delivered; /* delivered: the message has arrived on the other side */
 };
 static struct call *calls;
 
@@ -101,7 +101,7 @@ struct target {
 static struct target targets[TARGETS_MAX];
 static uint64_t target_count;
 
-static uint64_t started, done, delivered, errors, now, began_ns, ended_ns, progress_ns; /* now: when poll() came back */
+static uint64_t started, done, forgotten, delivered, errors, now, began_ns, ended_ns, progress_ns; /* now: when poll() came back */
 static uint64_t rss[SAMPLES_MAX], samples;    /* kB, every SAMPLE_EVERY calls */
 static struct { uint64_t us, kb; } trace[SAMPLES_MAX];
 static uint64_t traced, trace_due_ns;
@@ -312,10 +312,17 @@ static void message_start(struct target *t, uint64_t number) {
     must(natsConnection_Publish(outside.nc, t->subject, t->params + t->body_at, (int)want.body), outside.url);
 }
 
+/* What has not ended within FORGET_US counts as in flight no longer, so that lost calls do not lighten the load. */
+static void forget_calls(void) {
+    static uint64_t oldest;
+    for (; oldest < started && (calls[oldest].done || since_begin_us() - calls[oldest].began_us > FORGET_US); oldest++)
+        if (!calls[oldest].done) forgotten += calls[oldest].forgotten = true;
+}
+
 /* Starts as many calls as may be out, while the kernel takes what was written before. */
 static void start_calls(uint64_t limit) {
     struct conn *c = want.flow == HANDLE ? &outside : &lattice;
-    while (started < limit && (want.burst || started - done < want.in_flight) && natsConnection_Buffered(c->nc) < UNWRITTEN_MAX) {
+    while (started < limit && (want.burst || started - done - forgotten < want.in_flight) && natsConnection_Buffered(c->nc) < UNWRITTEN_MAX) {
         calls[started].began_us = since_begin_us();
         if (want.flow == HANDLE) message_start(target_of(started), started);
         else call_start(target_of(started), started);
@@ -326,6 +333,7 @@ static void start_calls(uint64_t limit) {
 static void call_done(uint64_t number) {
     if (number >= started || calls[number].done) return failed("call %lu ended twice, or never began", number);
     calls[number].done = true;
+    forgotten -= calls[number].forgotten;
     calls[number].took_us = since_begin_us() - calls[number].began_us;
     done++;
     if (done > want.warm && (done - want.warm) % SAMPLE_EVERY == 0 && samples < SAMPLES_MAX) rss[samples++] = process_status("VmRSS:");
@@ -534,6 +542,7 @@ static bool finished(uint64_t limit) { return done == limit && (want.flow != PUB
 static void run_to(uint64_t limit) {
     progress_ns = now = clock_ns(CLOCK_MONOTONIC);
     while (!finished(limit) && now - progress_ns < want.wait_s * 1000000000u) {
+        forget_calls();
         start_calls(limit);
         trace_memory();
         turn(started < limit && want.burst ? 0 : want.trace_ms ? (int)want.trace_ms : 100);
