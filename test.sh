@@ -39,6 +39,7 @@ missing_packages() {
   has file || echo file
   has nm || echo binutils
   has strace || echo strace
+  has valgrind || echo valgrind
   [ "$1" != long ] || echo 'int main;' | clang -fsanitize=fuzzer-no-link,address -xc - -o /dev/null 2>/dev/null || echo clang libclang-rt-dev
   for tool in cppcheck clang-tidy complexity pmccabe; do has $tool || echo $tool; done
   [ "$native" != amd64 ] || has aarch64-linux-gnu-gcc || echo gcc-aarch64-linux-gnu

@@ -33,9 +33,9 @@ async def load(world, flow, *options, calls=CALLS, body=128, in_flight=64):
     return process.returncode, json.loads(out)
 
 
-async def start(world, flow):
+async def start(world, flow, **how):
     link = world.host.handler_link(subscriptions=world.s("load")) if flow == "handle" else world.host.consumer_link()
-    return await world.start(link)
+    return await world.start(link, **how)
 
 
 @pytest.mark.parametrize("flow", ["publish", "request", "handle"])
