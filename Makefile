@@ -33,9 +33,9 @@ CROSS := $(if $(filter $(ARCH),$(HOST_ARCH)),,$(TRIPLET)-)
 CC := $(CROSS)gcc
 STRIP := $(CROSS)strip
 
-SOURCES := provider.c deps/tls.c deps/guard.c
+SOURCES := provider.c deps/tls.c deps/guard.c deps/left_out.c
 HEADERS := provider.h deps/tls.h deps/guard.h Makefile
-LIBRARIES := -lnats_static -lmbedtls -lmbedx509 -lmbedcrypto -lsodium -ljansson -lprotobuf-c
+LIBRARIES := -lnats_static -lmbedtls -lmbedx509 -lmbedcrypto -lsodium -ljansson
 WARNINGS := -Wall -Wextra -Wshadow -Wconversion -Werror
 # The file's own malloc must not be taken for libc's: gcc would turn its calloc into a call of itself.
 STANDARD := -std=gnu11 $(WARNINGS) -fno-builtin-malloc -fno-builtin-calloc -fno-builtin-realloc -fno-builtin-free
@@ -50,19 +50,25 @@ all: build/$(or $(if $(SAN),san),$(if $(TINY),tiny),$(if $(FAILING),failing),$(A
 deps/sysroot/$(ARCH)/.complete:
 	deps/sysroot.sh $(ARCH) $(SYSROOT)
 
+RELEASE = $(CC) $(STANDARD) $(HARDENED) $(OPTIMISED) $(CFLAGS) $(IN_SYSROOT) $(SOURCES) $(LINKED) $(LIBRARIES)
 build/$(ARCH)/provider: $(SOURCES) $(HEADERS) | $(LIBRARIES_READY)
 	@mkdir -p $(@D)
-	$(CC) $(STANDARD) $(HARDENED) $(OPTIMISED) $(CFLAGS) $(IN_SYSROOT) $(SOURCES) $(LINKED) $(LIBRARIES) -o $@.tmp
+	$(RELEASE) -o $@.tmp
 	$(STRIP) -s -R .comment $@.tmp
 	deps/licences.sh $(SYSROOT) > $(@D)/LICENCES
 	@mv $@.tmp $@
 	@ls -l $@ | awk '{print $$NF ": " $$5 " bytes"}'
 
+# The same with its symbols, and the linker's map, for devel/bench/size.py and profilers
+build/bench/provider: $(SOURCES) $(HEADERS) | $(LIBRARIES_READY)
+	@mkdir -p $(@D)
+	$(RELEASE) -Wl,-Map=$@.map -o $@
+
 # The system's glibc and malloc, the sysroot's other libraries. Larger stacks: sanitizers need them.
 SANITIZED := -g -O1 -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer \
 	-DSYSTEM_MALLOC -DTHREAD_STACK=2097152
 SAN_LIBRARIES = $(addprefix $(SYSROOT)/usr/lib/$(TRIPLET)/,libnats_static.a libmbedtls.a libmbedx509.a libmbedcrypto.a \
-	libsodium.a libjansson.a libprotobuf-c.a)
+	libsodium.a libjansson.a)
 # only the libraries' own headers: the system's libc has its own
 build/include: | $(LIBRARIES_READY)
 	@mkdir -p $@
@@ -99,7 +105,7 @@ check: | build/include
 	devel/check.sh
 
 # The load generators of devel/, on the system's glibc
-build/load build/traffic: build/%: devel/%.c deps/tls.c devel/glibc_compat.c | build/include
+build/load build/traffic: build/%: devel/%.c deps/tls.c deps/left_out.c devel/glibc_compat.c | build/include
 	$(CC) $(STANDARD) -g -O2 -isystem build/include -I. $^ $(SAN_LIBRARIES) -lpthread -o $@
 
 # What `make bench` compares with: the least that it can cost, and wasmCloud's own provider
@@ -114,7 +120,7 @@ build/bench/reference: devel/bench/reference.sh devel/bench/reference/Cargo.toml
 
 build/fuzz/fuzz: devel/fuzz/fuzz.c devel/fuzz/pem.c devel/fuzz/guard.c $(SOURCES) $(HEADERS) devel/glibc_compat.c | build/include
 	@mkdir -p $(@D)
-	clang $(filter-out -Wshadow -Wconversion,$(STANDARD)) $(SANITIZED) -fsanitize=fuzzer -isystem build/include $(filter devel/%,$^) $(SAN_LIBRARIES) -lpthread -o $@
+	clang $(filter-out -Wshadow -Wconversion,$(STANDARD)) $(SANITIZED) -fsanitize=fuzzer -isystem build/include $(filter devel/% deps/left_out.c,$^) $(SAN_LIBRARIES) -lpthread -o $@
 
 fuzz: build/fuzz/fuzz
 	devel/fuzz/run.sh $(or $(SECONDS),60) $(TARGETS)

@@ -14,9 +14,9 @@
 set -eu
 
 suite=${SUITE:-trixie}
-packages="libnats-dev libmbedtls-dev libsodium-dev libjansson-dev libprotobuf-c-dev libc6-dev libc6"
+packages="libnats-dev libmbedtls-dev libsodium-dev libjansson-dev libc6-dev libc6"
 packages_all="linux-libc-dev"        # Architecture: all since trixie
-libraries="nats_static mbedtls mbedx509 mbedcrypto sodium jansson protobuf-c c"
+libraries="nats_static mbedtls mbedx509 mbedcrypto sodium jansson c"
 [ -z "${PACKAGES:-}" ] || packages=$PACKAGES packages_all="" libraries=""
 keyrings=${SYSROOT_KEYRING:-"/usr/share/keyrings/debian-archive-keyring.pgp
                              /usr/share/keyrings/debian-archive-keyring.gpg"}
