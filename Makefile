@@ -34,7 +34,7 @@ CC := $(CROSS)gcc
 STRIP := $(CROSS)strip
 
 SOURCES := provider.c deps/tls.c deps/guard.c deps/left_out.c
-HEADERS := provider.h deps/tls.h deps/guard.h Makefile
+HEADERS := provider.h deps/tls.h deps/guard.h deps/left_out.ld Makefile
 LIBRARIES := -lnats_static -lmbedtls -lmbedx509 -lmbedcrypto -lsodium -ljansson
 WARNINGS := -Wall -Wextra -Wshadow -Wconversion -Werror
 # The file's own malloc must not be taken for libc's: gcc would turn its calloc into a call of itself.
@@ -43,6 +43,9 @@ HARDENED := -fPIE -fstack-protector-strong -D_FORTIFY_SOURCE=2 -fno-strict-alias
 GUARDED := -Wl,--wrap=natsParser_Parse
 OPTIMISED := -O2 -ffunction-sections -fdata-sections -ffile-prefix-map=$(CURDIR)=. -g0
 LINKED := -static-pie -Wl,-z,relro,-z,now,-z,noexecstack,-z,pack-relative-relocs,--gc-sections,--build-id=none $(GUARDED)
+# A ninth of the file would be tables for unwinding the stack: for C++, debuggers, and threads that are cancelled. Who calls
+# for the last finds no such function here. To look at a core, give a debugger build/bench/provider, whose code lies the same.
+NO_UNWINDING := -Wl,-T,deps/left_out.ld,--no-eh-frame-hdr,--wrap=pthread_exit,--wrap=pthread_cancel
 IN_SYSROOT = --sysroot=$(SYSROOT) -B$(SYSROOT)/usr/lib/$(TRIPLET) -L$(SYSROOT)/usr/lib/$(TRIPLET) -isystem $(SYSROOT)/usr/include/$(TRIPLET) -isystem $(SYSROOT)/usr/include
 
 all: build/$(or $(if $(SAN),san),$(if $(TINY),tiny),$(if $(FAILING),failing),$(ARCH))/provider
@@ -53,13 +56,13 @@ deps/sysroot/$(ARCH)/.complete:
 RELEASE = $(CC) $(STANDARD) $(HARDENED) $(OPTIMISED) $(CFLAGS) $(IN_SYSROOT) $(SOURCES) $(LINKED) $(LIBRARIES)
 build/$(ARCH)/provider: $(SOURCES) $(HEADERS) | $(LIBRARIES_READY)
 	@mkdir -p $(@D)
-	$(RELEASE) -o $@.tmp
+	$(RELEASE) $(NO_UNWINDING) -o $@.tmp
 	$(STRIP) -s -R .comment $@.tmp
 	deps/licences.sh $(SYSROOT) > $(@D)/LICENCES
 	@mv $@.tmp $@
 	@ls -l $@ | awk '{print $$NF ": " $$5 " bytes"}'
 
-# The same with its symbols, and the linker's map, for devel/bench/size.py and profilers
+# The same with its symbols and unwind tables, and the linker's map: for devel/bench/size.py, debuggers and profilers
 build/bench/provider: $(SOURCES) $(HEADERS) | $(LIBRARIES_READY)
 	@mkdir -p $(@D)
 	$(RELEASE) -Wl,-Map=$@.map -o $@

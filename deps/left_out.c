@@ -52,7 +52,7 @@ int mbedtls_ssl_tls13_handshake_server_step(mbedtls_ssl_context *tls)
 }
 
 /* libsodium's passwords: sodium_init() looks for the fastest way to hash them. */
-int _crypto_pwhash_argon2_pick_best_implementation(void) /* NOLINT(bugprone-reserved-identifier): it is theirs */
+int _crypto_pwhash_argon2_pick_best_implementation(void) /* NOLINT(bugprone-reserved-identifier,cert-dcl37-c,cert-dcl51-cpp): theirs */
 {
     return 0;
 }

@@ -1,12 +1,14 @@
 #!/usr/bin/env python3
 """What each library adds to the release binary: a table in Markdown, of bytes in the file, which add up to its size.
 
-    make all build/bench/provider && devel/bench/size.py [ARCH]       ARCH: amd64 (default) or arm64
-    devel/bench/size.py --objects nats.c                              the objects of one of them, largest first
+    make all build/bench/provider && devel/bench/size.py
+    devel/bench/size.py --objects nats.c                  the objects of one of them, largest first
 
-The numbers are those of the linker's map (build/bench/provider.map), which lists what came from which object file.
+The numbers are those of the linker's map (build/bench/provider.map), which lists what came from which object file. That
+binary is the release with its symbols and its unwind tables, which do not count here.
 """
 import os
+import platform
 import re
 import subprocess
 import sys
@@ -17,8 +19,7 @@ TOP = Path(__file__).resolve().parents[2]
 MAP = TOP / "build/bench/provider.map"
 OWNERS = {"libnats_static.a": "nats.c", "libmbedtls.a": "mbedTLS", "libmbedx509.a": "mbedTLS", "libmbedcrypto.a": "mbedTLS",
           "libsodium.a": "libsodium", "libjansson.a": "jansson", "libc.a": "glibc", "libgcc.a": "libgcc", "libgcc_eh.a": "libgcc"}
-KINDS = {".text": "code", ".rodata": "constants", ".data": "data", ".tdata": "data", ".eh_frame": "unwind tables",
-         ".gcc_except_table": "unwind tables"}
+KINDS = {".text": "code", ".rodata": "constants", ".data": "data", ".tdata": "data"}
 
 
 def owner_of(file):
@@ -58,12 +59,11 @@ def print_table(size, found, held):
     of = defaultdict(Counter)
     for kind, file, count in found:
         of[owner_of(file)][kind] += count
-    print("| from | " + " | ".join(kinds) + " | bytes | share |\n|---" * 1 + "|---" * (len(kinds) + 2) + "|")
+    print("| from | " + " | ".join(kinds) + " | bytes | share |\n" + "|---" * (len(kinds) + 3) + "|")
     for owner, parts in sorted(of.items(), key=lambda item: -item[1].total()):
         print(f"| {owner} | " + " | ".join(f"{parts[k]:,}" for k in kinds) + f" | {parts.total():,} | {parts.total() / size:.1%} |")
     known = sum((parts for parts in of.values()), Counter())
-    rest = {"index of the unwind tables": held.get(".eh_frame_hdr", 0),
-            "between the objects: alignment, strings merged": sum(held[s] for s in held if kind_of(s)) - known.total(),
+    rest = {"between the objects: alignment, strings merged": sum(held[s] for s in held if kind_of(s)) - known.total(),
             "relocations, PLT and GOT": sum(held.get(s, 0) for s in (".rela.dyn", ".rela.plt", ".relr.dyn", ".plt", ".plt.got", ".got"))}
     rest["headers, other sections, alignment of segments"] = size - known.total() - sum(rest.values())
     for name, count in rest.items():
@@ -85,5 +85,5 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["--objects"]:
         print_objects(contributions(), sys.argv[2])
     else:
-        release = TOP / "build" / (sys.argv[1:] or ["amd64"])[0] / "provider"
+        release = TOP / "build" / {"x86_64": "amd64", "aarch64": "arm64"}[platform.machine()] / "provider"
         print_table(os.path.getsize(release), list(contributions()), sections(release))

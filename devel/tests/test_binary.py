@@ -25,11 +25,11 @@ def output(*command):
 
 
 def test_static():
-    """Statically linked, stripped, and at most 2.6 MB."""
+    """Statically linked, stripped, and at most 2.2 MB."""
     text = output("file", PROVIDER)
     assert re.search("statically linked|static-pie", text), text
     assert "not stripped" not in text
-    assert os.path.getsize(PROVIDER) <= 2_600_000
+    assert os.path.getsize(PROVIDER) <= 2_200_000
 
 
 def test_no_openssl():
