@@ -33,7 +33,7 @@ CROSS := $(if $(filter $(ARCH),$(HOST_ARCH)),,$(TRIPLET)-)
 CC := $(CROSS)gcc
 STRIP := $(CROSS)strip
 
-SOURCES := provider.c deps/tls.c deps/guard.c deps/left_out.c
+SOURCES := provider.c deps/tls.c deps/chachapoly.c deps/guard.c deps/left_out.c
 HEADERS := provider.h deps/tls.h deps/guard.h deps/left_out.ld Makefile
 LIBRARIES := -lnats_static -lmbedtls -lmbedx509 -lmbedcrypto -lsodium -ljansson
 WARNINGS := -Wall -Wextra -Wshadow -Wconversion -Werror

@@ -602,9 +602,9 @@ long SSL_ctrl(SSL *s, int command, long number, void *arg)
 
 /* ==== handshake =============================================================================== */
 
-/* The server follows this order. Measured with Debian's mbedTLS on x86-64 with AES-NI, 16 KB
- * records: ChaCha20 310 MB/s, AES-GCM 190 MB/s (it does one block at a time); small ones are alike.
- * Without AES instructions AES is far behind. No CBC, no RSA key exchange. */
+/* The server follows this order. ChaCha20 is libsodium's (deps/chachapoly.c); AES-GCM is mbedTLS's,
+ * one block at a time, several times slower even with AES instructions, and without them far behind:
+ * see devel/bench/NOTES.md. No CBC, no RSA key exchange. */
 static const int ciphers[] = {
     MBEDTLS_TLS1_3_CHACHA20_POLY1305_SHA256,
     MBEDTLS_TLS1_3_AES_128_GCM_SHA256, MBEDTLS_TLS1_3_AES_256_GCM_SHA384,

@@ -9,7 +9,7 @@ set -uo pipefail
 cd "$(dirname "$0")/.."
 export LC_ALL=C.UTF-8
 
-shipped=(provider.c deps/tls.c deps/guard.c deps/left_out.c)
+shipped=(provider.c deps/tls.c deps/chachapoly.c deps/guard.c deps/left_out.c)
 others=(devel/load.c devel/traffic.c devel/glibc_compat.c devel/unit.c devel/bench/floor.c)
 below=10
 passed=0 failed=0
