@@ -878,18 +878,6 @@ bool tls_has_input(int fd)
     return has_input;
 }
 
-bool tls_describe(int fd, char *text, size_t size)
-{
-    text[0] = '\0';
-    pthread_mutex_lock(&live.lock);
-    SSL *s = session_on(fd);
-    const char *suite = s != NULL ? mbedtls_ssl_get_ciphersuite(&s->tls) : NULL;
-    if (suite != NULL)
-        (void) snprintf(text, size, "%s %s", mbedtls_ssl_get_version(&s->tls), suite);
-    pthread_mutex_unlock(&live.lock);
-    return suite != NULL;
-}
-
 /* ==== names with nothing to do ================================================================ */
 
 /* Set so in any case: a client, TLS 1.2 or later, no partial wildcards; see also "trusted CAs". */

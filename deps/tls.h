@@ -3,7 +3,6 @@
 #define TLS_H
 
 #include <stdbool.h>
-#include <stddef.h>
 
 /* How long a server may take for the whole TLS handshake, in milliseconds. nats.c knows no
  * deadline here: without one, a server that accepts and says nothing holds its thread for ever. */
@@ -25,8 +24,5 @@ const char *tls_version(void);
  * a read that filled nats.c's buffer: call natsConnection_ProcessReadEvent again without waiting.
  * Ask for each connection before every (level-triggered) poll; false for a plain connection. */
 bool tls_has_input(int fd);
-
-/* Writes e.g. "TLSv1.3 TLS1-3-AES-128-GCM-SHA256" for the log; false and "" for a plain connection. */
-bool tls_describe(int fd, char *text, size_t size);
 
 #endif
