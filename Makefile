@@ -112,9 +112,9 @@ build/load build/traffic: build/%: devel/%.c deps/tls.c deps/left_out.c devel/gl
 	$(CC) $(STANDARD) -g -O2 -isystem build/include -I. $^ $(SAN_LIBRARIES) -lpthread -o $@
 
 # What `make bench` compares with: the least that it can cost, and wasmCloud's own provider
-build/bench/floor: devel/bench/floor.c deps/tls.c $(HEADERS) | $(LIBRARIES_READY)
+build/bench/floor: devel/bench/floor.c $(filter deps/%,$(SOURCES)) $(HEADERS) | $(LIBRARIES_READY)
 	@mkdir -p $(@D)
-	$(CC) $(STANDARD) $(HARDENED) $(OPTIMISED) $(CFLAGS) $(IN_SYSROOT) -I. devel/bench/floor.c deps/tls.c \
+	$(CC) $(STANDARD) $(HARDENED) $(OPTIMISED) $(CFLAGS) $(IN_SYSROOT) -I. $(filter-out deps/guard.c,$(filter %.c,$^)) \
 		$(filter-out $(GUARDED),$(LINKED)) $(LIBRARIES) -o $@
 	$(STRIP) -s -R .comment $@
 

@@ -18,7 +18,7 @@ natsStatus natsMsg_create(natsMsg **msg, const char *to, int to_len, const char 
 
 #define WRPC "%s.%s.wrpc.0.0.1.wasmcloud:messaging/"
 #define must(s) ((s) == NATS_OK ? (void)0 : (puts(nats_GetLastError(NULL)), exit(1)))
-enum { DIGITS = 20, CALLERS = 1024 }; /* an inbox of provider.c ends with so many digits */
+enum { DIGITS = 15, CALLERS = 1024 }; /* the inboxes here are as long as those of provider.c: this is their end */
 static struct conn { natsConnection *nc; int fd, inbox_len; atomic_bool writes; char inbox[64]; } lattice, out;
 static char callers[CALLERS][128], function[512], headers[512], nobody[64], scratch[MESSAGE_MAX + 4096]; /* scratch[0] is that of a good result */
 static unsigned number;
@@ -79,7 +79,7 @@ static void connect_to(struct conn *c, const char *url) {
     natsOptions *o; natsInbox *inbox;
     must(natsOptions_Create(&o) ?: natsOptions_SetURL(o, url) ?: natsOptions_SetEventLoop(o, c, on_attach, on_read, on_write, on_detach)
          ?: natsOptions_SetSendAsap(o, true) ?: natsOptions_SetIOBufSize(o, IO_BUFFER) ?: natsConnection_Connect(&c->nc, o) ?: natsInbox_Create(&inbox));
-    c->inbox_len = sprintf(c->inbox, "%s.c.", inbox), sprintf(function, "%s.c.>", inbox), sprintf(nobody, "%s.nobody", inbox);
+    c->inbox_len = sprintf(c->inbox, "_INBOX.%s.c.", inbox + 17), sprintf(function, "%s>", c->inbox), sprintf(nobody, "_INBOX.nobody.%s", inbox + 17);
     natsConn_setFilterWithClosure(c->nc, on_message, c), listen_on(c, function, NULL);
 }
 int main(int argc, char **argv) {

@@ -93,8 +93,8 @@ class Report:
         for flow, most, aim in (("publish", 1 / 5, ", aim 0.17"), ("request", 1 / 5, ", aim 0.17"), ("handle", 1 / 3, ", aim 0.25")):
             yield self.ratio(f"CPU, {flow}", self.of(self.base, flow, "ours"), self.of(self.base, flow, "reference"), most, aim)
         for flow in ("publish", "request", "handle"):
-            for field, words, most in (("p50_us", "p50", 0.7), ("p99_us", "p99", 0.7)):
-                yield self.ratio(f"{words}, {flow}", self.of(self.base, flow, "ours", field), self.of(self.base, flow, "reference", field), most, ", aim 0.50")
+            for field, words, most in (("p50_us", "p50", 0.5), ("p99_us", "p99", 0.7)):
+                yield self.ratio(f"{words}, {flow}", self.of(self.base, flow, "ours", field), self.of(self.base, flow, "reference", field), most)
         for flow in ("publish", "request", "handle"):
             yield self.ratio(f"CPU against the floor, {flow}", self.of(self.base, flow, "ours"), self.of(self.base, flow, "floor"), 1.15)
 
