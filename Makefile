@@ -41,7 +41,9 @@ WARNINGS := -Wall -Wextra -Wshadow -Wconversion -Werror
 STANDARD := -std=gnu11 $(WARNINGS) -fno-builtin-malloc -fno-builtin-calloc -fno-builtin-realloc -fno-builtin-free
 HARDENED := -fPIE -fstack-protector-strong -D_FORTIFY_SOURCE=2 -fno-strict-aliasing
 GUARDED := -Wl,--wrap=natsParser_Parse
-OPTIMISED := -O2 -ffunction-sections -fdata-sections -ffile-prefix-map=$(CURDIR)=. -g0
+# Left to itself gcc copies and clears a hundred bytes by "rep movs" and "rep stos" on amd64, which take longer to begin.
+TUNED_amd64 := -mmemcpy-strategy=unrolled_loop:64:noalign,libcall:-1:noalign -mmemset-strategy=unrolled_loop:256:noalign,libcall:-1:noalign
+OPTIMISED := -O2 -ffunction-sections -fdata-sections -ffile-prefix-map=$(CURDIR)=. -g0 $(TUNED_$(ARCH))
 LINKED := -static-pie -Wl,-z,relro,-z,now,-z,noexecstack,-z,pack-relative-relocs,--gc-sections,--build-id=none $(GUARDED)
 # A ninth of the file would be tables for unwinding the stack: for C++, debuggers, and threads that are cancelled. Who calls
 # for the last finds no such function here. To look at a core, give a debugger build/bench/provider, whose code lies the same.

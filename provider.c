@@ -593,9 +593,8 @@ static enum decoded read_result(struct result *r, const uint8_t *bytes, size_t l
 static struct span span_of(const char *text) { return (struct span){text, text ? strlen(text) : 0}; }
 #define SPAN(literal) ((struct span){literal, sizeof(literal) - 1})
 
-/* The same as text with a NUL at its end, cut if it is longer than `size` allows. (Inlined, where gcc knows a bound, it would
- * copy by `rep movs`, which takes longer to begin than these few bytes to copy.) */
-__attribute__((noinline)) static struct span text_of(struct span s, char *out, size_t size) {
+/* The same as text with a NUL at its end, cut if it is longer than `size` allows. */
+static struct span text_of(struct span s, char *out, size_t size) {
     size_t len = MIN(s.len, size - 1);
     if (len) memcpy(out, s.at, len);
     out[len] = 0;
