@@ -64,14 +64,15 @@
 
 struct span { const char *at; size_t len; }; /* bytes that belong to somebody else */
 
-/* Milliseconds since some moment in the past; never set back, unlike the time of day. The loop reads the clock once a turn
- * and keeps it here, where everybody reads it. */
-static uint64_t now;
+/* Milliseconds and microseconds since some moment in the past; never set back, unlike the time of day. The loop reads the clock
+ * once a turn, and again when it has written, and keeps it here, where everybody reads it. */
+static uint64_t now, now_us;
 
-static uint64_t monotonic_ms(void) {
+static void read_clock(void) {
     struct timespec t;
     (void)clock_gettime(CLOCK_MONOTONIC, &t);
-    return (uint64_t)t.tv_sec * 1000 + (uint64_t)t.tv_nsec / 1000000;
+    now_us = (uint64_t)t.tv_sec * 1000000 + (uint64_t)t.tv_nsec / 1000;
+    now = now_us / 1000;
 }
 
 /*
@@ -792,6 +793,7 @@ struct conn {
     char trouble[320];     /* why it is not UP, or "" */
     uint64_t due_ms;       /* WAITING: the next attempt */
     unsigned failures;     /* attempts since it last stood for a while */
+    unsigned times_up;     /* how often it came up, ever */
     struct {               /* of this time that it is UP */
         uint64_t up_ms, heard_ms, asked_ms;  /* when it came up, was last heard, was last asked for a sign of life */
         uint64_t given, written; /* bytes of messages that nats.c got to write, and of them those that the kernel has taken */
@@ -809,7 +811,7 @@ static struct {
     int wake_fd;           /* an eventfd: other threads and signals wake the loop by writing to it */
     unsigned up;           /* connections that are up */
     struct { natsSubscription *sub; const struct conn *of; }
-        subs[SUBSCRIPTIONS_MAX + 3 * (LINKS_MAX + LINKS_LEAVING_MAX) + 16]; /* with inboxes, and the lattice's own */
+        subs[SUBSCRIPTIONS_MAX + 3 * (LINKS_MAX + LINKS_LEAVING_MAX) + 24]; /* with inboxes, and the lattice's own */
 } net = {.wake_fd = -1};
 
 /* Exported by libnats from 3.10 to today's main, though not in nats.h. The filter is called for each message on the thread
@@ -1117,6 +1119,7 @@ static bool conn_subscribe(struct conn *c, const char *subject, const char *queu
 static void conn_came_up(struct conn *c) {
     char inbox[INBOX_MAX + 2], pulled[INBOX_MAX];
     c->state = CONN_UP;
+    c->times_up++;
     memset(&c->io, 0, sizeof(c->io));
     c->io.up_ms = c->io.heard_ms = now;
     c->io.capacity = IO_BUFFER;
@@ -1320,7 +1323,7 @@ static void conn_check_life(struct conn *c) {
 
 static void conn_step_up(struct conn *c) {
     const char *text = NULL;
-    if (atomic_exchange(&c->server_error, false) && natsConnection_GetLastError(c->nc, &text) && text && *text)
+    if (atomic_exchange(&c->server_error, false) && natsConnection_GetLastError(c->nc, &text) && text && *text && !strstr(text, "\"$SRV."))
         say(&c->topic, LEVEL_ERROR, "the server says: %s", text);
     conn_check_life(c);
     if (c->io.broken || atomic_load(&c->closed)) conn_went_down(c);
@@ -1334,6 +1337,8 @@ static void conn_step_connecting(struct conn *c) {
     conn_wait(c);
     say(&c->topic, c->failures > 6 ? LEVEL_DEBUG : LEVEL_WARN, "cannot connect to %s; next try in %" PRIu64 " ms", c->trouble, c->due_ms - now);
 }
+
+static unsigned conn_reconnects(const struct conn *c) { return c->times_up ? c->times_up - 1 : 0; }
 
 /* When conn_step() has something to do by itself: to try again, to ask for a sign of life, to give up waiting for one. */
 static uint64_t conn_next_ms(const struct conn *c) {
@@ -1363,6 +1368,11 @@ enum { ID_MAX = 128, LINK_SLOTS = LINKS_MAX + LINKS_LEAVING_MAX };
 /* What became of messages and calls. Handler links: received = all of the others + those that are open. */
 enum count { RECEIVED, HANDLED, ERROR, TRAP, TIMEOUT, DROPPED, RETURNED, /* consumer links: */ CALLS, OK, FAILED, COUNTS };
 static const char *const count_names[] = {"received", "handled", "error", "trap", "timeout", "dropped", "returned", "calls", "ok", "failed"};
+
+/* How calls of a function went: a handler link has handle-message, a consumer link the other two. */
+enum function { PUBLISH, REQUEST, HANDLE_MESSAGE, FUNCTIONS };
+static const char *const function_names[] = {"publish", "request", "handle-message"};
+struct tally { uint64_t calls, errors, us; };  /* that ended, that ended without success, their time in all */
 
 /* A pull consumer of JetStream, from which a handler link takes messages: see room 9. */
 struct consumer {
@@ -1402,6 +1412,8 @@ struct link {
 
     /* kept by the rooms of calls */
     uint64_t counts[COUNTS];
+    struct tally tallies[FUNCTIONS];
+    char last_error[120];      /* in words, printable ASCII */
     unsigned calls;            /* slots it holds */
     unsigned with_component;   /* of them, messages that the component has */
     unsigned unsettled;        /* of them, CALL_OUT and CALL_HELD: writing may bring them on */
@@ -1416,6 +1428,7 @@ struct link {
 
 static struct link links[LINK_SLOTS];
 static size_t links_fresh; /* slots from this one on were never used: nobody looks at them, and their memory is not touched */
+#define EACH_FUNCTION(f, l) for (enum function f = (l)->is_handler ? HANDLE_MESSAGE : PUBLISH; f <= ((l)->is_handler ? HANDLE_MESSAGE : REQUEST); f++)
 #define EACH_LINK(l) for (struct link *l = links; l < links + links_fresh; l++) if (l->used)
 
 /* What this provider was started as, from the host data. Config, links, refused and stopping change later, in room 11. */
@@ -1701,6 +1714,8 @@ static void link_fill(struct link *l, json_t *definition, json_t *settings, bool
     if (!*l->wrong) link_fill_consumers(l);
 }
 
+static uint64_t average_us(const struct tally *t) { return t->calls ? t->us / t->calls : 0; }
+
 /* What became of all messages and calls so far: never held back, and whatever the level if somebody asked. */
 static void link_report(const struct link *l, bool asked) {
     char words[400];
@@ -1710,6 +1725,12 @@ static void link_report(const struct link *l, bool asked) {
         at += (size_t)snprintf(words + at, sizeof(words) - at, "%s=%" PRIu64 " ", count_names[i], l->counts[i]);
     (void)snprintf(words + at, sizeof(words) - at, "open=%u", l->calls + l->waiting);
     write_line(&l->conn.topic, LEVEL_INFO, words);
+    EACH_FUNCTION(f, l) {
+        const struct tally *t = &l->tallies[f];
+        (void)snprintf(words, sizeof(words), "%s: calls=%" PRIu64 " errors=%" PRIu64 " average_us=%" PRIu64 " reconnects=%u last_error=%s", function_names[f],
+                       t->calls, t->errors, average_us(t), conn_reconnects(&l->conn), l->last_error);
+        if (t->calls > 0) write_line(&l->conn.topic, LEVEL_INFO, words);
+    }
 }
 
 /*
@@ -1751,6 +1772,7 @@ struct call {
     struct call *next;     /* in the list of free slots, or of those that a link keeps */
     struct link *link;
     uint64_t deadline_ms;
+    uint64_t began_us;     /* when its component called, or was called */
     uint64_t out_at;       /* CALL_OUT: done when the connection has written this many bytes */
     size_t needs;          /* CALL_PARAMS: bytes to have before it is worth another try */
     struct record *held;   /* CALL_PARAMS, CALL_HELD: all so far; CALL_HANDLER: all, or what did not fit into the first piece; or NULL */
@@ -1863,9 +1885,21 @@ static struct call *call_take(struct link *l) {
     if (calls.free) calls.free = c->next;
     memset(c, 0, offsetof(struct call, result));
     c->link = l;
+    c->began_us = now_us;
     calls.used++;
     l->calls++;
     return c;
+}
+
+/* Counts a call that has ended; `error`: why without success, or NULL. */
+static void tally(struct link *l, enum function f, enum count outcome, uint64_t began_us, const char *error) {
+    struct tally *t = &l->tallies[f];
+    l->counts[outcome]++;
+    t->calls++;
+    t->us += now_us - began_us;
+    if (!error) return;
+    t->errors++;
+    (void)escaped(l->last_error, sizeof(l->last_error), error, false);
 }
 
 /* When a call must be looked at again. */
@@ -2007,6 +2041,8 @@ static enum decoded read_incoming(struct incoming *in, size_t *needs_bytes) {
     return d;
 }
 
+static enum function function_called(bool is_request) { return is_request ? REQUEST : PUBLISH; }
+
 static const char *error_prefix(bool is_request) { return is_request ? "nats send error: " : ""; }
 
 /* Gives a message to the link's connection. `c` is the slot that will await the outcome. */
@@ -2021,6 +2057,7 @@ static enum posted pass_on(const struct incoming *in, struct call *c) {
     return post(&in->link->conn, to, from, traced ? headers : NULL, m->body.at, m->body.len);
 }
 
+static const char no_parameters[] = "its parameters do not decode";
 static const char too_large[] = "maximum payload exceeded: the body is larger than this provider passes on";
 
 /* Why a message of a component may not go out, or NULL. Subjects are the component's own words: checked before anything. */
@@ -2042,7 +2079,7 @@ static void make_room(const struct link *wanting) {
 /* Ends a call of a component with an error result. */
 static void end_with_error(struct call *c, const char *prefix, const char *words) {
     answer_error(reply_of(c), "%s%s", prefix, words);
-    c->link->counts[FAILED]++;
+    tally(c->link, function_called(c->is_request), FAILED, c->began_us, words);
     call_free(c);
 }
 
@@ -2056,7 +2093,7 @@ static void give_up(struct call *c, const char *words) {
 static void fail(struct call *c, const char *why) {
     answer_failed(reply_of(c), why);
     say(&c->link->conn.topic, LEVEL_WARN, "a call of the component failed: %s", why);
-    c->link->counts[FAILED]++;
+    tally(c->link, function_called(c->is_request), FAILED, c->began_us, why);
     call_free(c);
 }
 
@@ -2099,6 +2136,11 @@ static void refuse(struct span caller, const char *component, const char *name, 
     say(&lattice.topic, LEVEL_WARN, "a call of component %s by link %s failed: %s", component ? component : "?", name, why);
 }
 
+static void refuse_malformed(const struct incoming *in) {
+    tally(in->link, function_called(in->is_request), FAILED, now_us, no_parameters);
+    refuse(in->caller, in->link->component, in->link->name, no_parameters);
+}
+
 /* A slot for a call, and a record if more of its parameters are to come; or NULL, and the component has an answer. */
 static struct call *accept_call(const struct incoming *in, bool more, size_t needs_bytes) {
     struct call *c = call_take(in->link);
@@ -2114,7 +2156,7 @@ static struct call *accept_call(const struct incoming *in, bool more, size_t nee
     shake_hands(in->caller, NULL);
     answer_error(in->caller, "%s%s", error_prefix(in->is_request), why);
     say(&in->link->conn.topic, LEVEL_WARN, "a call of the component was refused: %s", why);
-    in->link->counts[FAILED]++;
+    tally(in->link, function_called(in->is_request), FAILED, now_us, why);
     if (c) call_free(c);
     return NULL;
 }
@@ -2132,8 +2174,7 @@ static void on_call(natsMsg *msg, bool is_request) {
     if (!in.link) return refuse(in.caller, component, name, "the component is not linked to this provider by that name");
     enum decoded d = read_incoming(&in, &needs_bytes);
     in.link->counts[CALLS]++;
-    in.link->counts[FAILED] += d == MALFORMED;
-    if (d == MALFORMED) return refuse(in.caller, component, name, "its parameters do not decode");
+    if (d == MALFORMED) return refuse_malformed(&in);
     struct call *c = accept_call(&in, d == NEEDS_MORE, needs_bytes);
     if (!c) return;
     shake_hands(in.caller, d == NEEDS_MORE ? c : NULL);
@@ -2156,7 +2197,7 @@ static void on_params(struct call *c, natsMsg *msg) {
     struct incoming in = incoming_of(c);
     enum decoded d = read_incoming(&in, &c->needs);
     if (d == WHOLE) serve(&in, c);
-    else if (d == MALFORMED) fail(c, "its parameters do not decode");
+    else if (d == MALFORMED) fail(c, no_parameters);
     else if (c->needs > PARAMS_MAX) give_up(c, too_large);
 }
 
@@ -2167,7 +2208,7 @@ static struct message message_of(natsMsg *msg) {
 
 static void end_with_success(struct call *c, const uint8_t *result, size_t len) {
     send_pieces(reply_of(c), SPAN(".results"), result, len);
-    c->link->counts[OK]++;
+    tally(c->link, function_called(c->is_request), OK, c->began_us, NULL);
     call_free(c);
 }
 
@@ -2466,6 +2507,7 @@ static enum posted invoke(struct call *c, const uint8_t *params, size_t len, str
     c->whole = c->held;
     if (rest > 0 && !c->held && !(c->held = record_make(l, (struct trace){0}, params + first, rest, rest))) return POST_FULL;
     c->sent = c->whole ? (uint32_t)first : 0;
+    c->began_us = now_us;
     c->shaken = false;
     result_start(&c->result);
     enum posted p = post(&lattice, span_of(l->subject), call_inbox(c, &lattice, inbox), headers, params, first);
@@ -2632,7 +2674,8 @@ static void on_link_message(struct conn *conn, natsMsg *msg) {
 }
 
 static void end_message(struct call *c, enum count outcome) {
-    c->link->counts[outcome]++;
+    const char *error = outcome == HANDLED ? NULL : outcome == ERROR ? c->result.words : count_names[outcome];
+    tally(c->link, HANDLE_MESSAGE, outcome, c->began_us, error);
     call_free(c);
 }
 
@@ -2687,7 +2730,8 @@ static void on_handshake(struct call *c, natsMsg *msg) {
     }
     if (!is_inbox(rest)) return;
     struct record *held = c ? c->held : NULL; /* and it is kept: hosts of 1.0 may shake hands more than once */
-    send_pieces(rest, SPAN(".params"), held ? record_params(held) + c->sent : NULL, held ? held->len - c->sent : 0);
+    size_t sent = c ? c->sent : 0;
+    send_pieces(rest, SPAN(".params"), held ? record_params(held) + sent : NULL, held ? held->len - sent : 0);
     if (!c) return;
     c->shaken = true;
     c->link->absences = 0;
@@ -2956,12 +3000,14 @@ static void on_health(natsMsg *msg) {
     size_t at = (size_t)snprintf(words, sizeof(words), "%s", self.refused);
     EACH_LINK(l) {
         const char *why = l->leaving ? "" : link_trouble(l, trouble);
-        if (*why && at < sizeof(words)) at += (size_t)snprintf(words + at, sizeof(words) - at, "%slink %s: %s", at ? "; " : "", l->conn.topic.name, why);
+        if (*why && at < sizeof(words))
+            at += (size_t)snprintf(words + at, sizeof(words) - at, "%slink %s: %s (%u reconnects, %" PRIu64 " dropped, %u in flight)", at ? "; " : "",
+                                   l->conn.topic.name, why, conn_reconnects(&l->conn), l->counts[DROPPED], l->calls + l->waiting);
     }
     int n = snprintf(json, sizeof(json), *words ? "{\"healthy\":false,\"message\":\"%s\"}" : "{\"healthy\":true}",
                      escaped(safe, sizeof(safe), words, true));
-    struct span reply = span_of(natsMsg_GetReply(msg));
-    if (is_inbox(reply)) (void)send_to(reply, SPAN(""), NOWHERE, json, (size_t)n);
+    struct span asker = span_of(natsMsg_GetReply(msg));
+    if (is_inbox(asker)) (void)send_to(asker, SPAN(""), NOWHERE, json, (size_t)n);
 }
 
 /* Stops taking work. The loop does the rest: see stop_step(). */
@@ -2985,18 +3031,97 @@ static void on_shutdown(natsMsg *msg, const json_t *json) {
 
 enum subject_kind { SUB_PUBLISH, SUB_REQUEST, SUB_HEALTH, SUB_SHUTDOWN, SUB_PUT, SUB_PUT_XKEY, SUB_DELETE, SUB_CONFIG, SUB_KINDS };
 
-/* The subjects that we listen to on the lattice; made by subjects_start(). */
-static char subjects[SUB_KINDS][3 * ID_MAX];
+/* The subjects that we listen to on the lattice, and the queue group of the functions; made by subjects_start(). */
+static char subjects[SUB_KINDS][3 * ID_MAX], queue_group[2 * ID_MAX];
 
 static void subjects_start(void) {
     static const char function[] = "%s.%s.wrpc.0.0.1.wasmcloud:messaging/consumer@0.2.0.%s", order[] = "wasmbus.rpc.%s.%s.%s";
     static const char *const ends[] = {"publish", "request", "health", "default.shutdown", "linkdefs.put", "linkdefs.put",
                                        "linkdefs.del", "config.update"};
+    (void)snprintf(queue_group, sizeof(queue_group), "%s.%s", self.lattice, self.key);
     for (size_t i = 0; i < SUB_KINDS; i++) {
         if (i == SUB_PUT_XKEY && !box.set) continue;
         (void)snprintf(subjects[i], sizeof(subjects[i]), i <= SUB_REQUEST ? function : order, self.lattice,
                        i == SUB_PUT_XKEY ? box.public_key : self.key, ends[i]);
     }
+}
+
+/* NATS's own service protocol, by which `nats micro ls`, `info` and `stats` show this provider on the lattice: each function of
+ * a link is an endpoint. protocol: NATS, ADR-32; $SRV.{verb}, or with the service's name, or with its name and id. */
+static struct { bool off; char id[ID_MAX], started[32]; } service;
+static const char *const service_verbs[] = {"PING", "INFO", "STATS"};
+
+/* The id is the host's name for this process, if it gave one. */
+static void service_start(const char *instance) {
+    json_t *setting = find_setting(NULL, "lattice_service");
+    struct timespec t;
+    struct tm tm;
+    service.off = setting && strcasecmp(json_string_value(setting), "false") == 0;
+    json_decref(setting);
+    secret_make(service.id);
+    if (is_token(instance)) (void)snprintf(service.id, ID_MAX, "%s", instance);
+    (void)clock_gettime(CLOCK_REALTIME, &t);
+    (void)strftime(service.started, sizeof(service.started), "%Y-%m-%dT%H:%M:%SZ", gmtime_r(&t.tv_sec, &tm));
+}
+
+static void service_subscribe(void) {
+    char subject[3 * ID_MAX];
+    for (size_t i = 0; !service.off && i < 3 * COUNT_OF(service_verbs); i++) {
+        int n = snprintf(subject, sizeof(subject), "$SRV.%s", service_verbs[i / 3]);
+        if (i % 3 > 0) n += snprintf(subject + n, sizeof(subject) - (size_t)n, "." PROVIDER_NAME);
+        if (i % 3 > 1) (void)snprintf(subject + n, sizeof(subject) - (size_t)n, ".%s", service.id);
+        (void)conn_subscribe(&lattice, subject, NULL);
+    }
+}
+
+/* What belongs to no function: of the link, and of the provider. */
+static json_t *endpoint_data(const struct link *l) {
+    return json_pack("{s:I, s:I, s:I, s:I, s:I, s:I}", "dropped", (json_int_t)l->counts[DROPPED], "in_flight", (json_int_t)l->calls + l->waiting,
+                     "reconnects", (json_int_t)conn_reconnects(&l->conn), "arena_bytes", (json_int_t)arena.in_use,
+                     "arena_peak_bytes", (json_int_t)arena.peak, "log_lines_lost", (json_int_t)logger.lost);
+}
+
+static json_t *endpoint(const struct link *l, enum function f, bool stats) {
+    const struct tally *t = &l->tallies[f];
+    char name[3 * ID_MAX];
+    (void)snprintf(name, sizeof(name), "%s-%s-%s", function_names[f], l->component, l->name);
+    for (char *c = name; *c; c++) if (!isalnum((unsigned char)*c)) *c = '-';
+    json_t *e = json_pack("{s:s, s:s, s:s}", "name", name, "subject", f == HANDLE_MESSAGE ? l->subject : subjects[f],
+                          "queue_group", f == HANDLE_MESSAGE ? "" : queue_group);
+    json_t *more = !stats ? json_pack("{s:{s:s}}", "metadata", "link", l->conn.topic.name)
+        : json_pack("{s:I, s:I, s:s, s:I, s:I, s:o}", "num_requests", (json_int_t)t->calls, "num_errors", (json_int_t)t->errors,
+                    "last_error", l->last_error, "processing_time", (json_int_t)t->us * 1000,
+                    "average_processing_time", (json_int_t)average_us(t) * 1000, "data", endpoint_data(l));
+    json_object_update(e, more);
+    json_decref(more);
+    return e;
+}
+
+static json_t *service_answer(const char *verb) {
+    json_t *json = json_pack("{s:s, s:s, s:s, s:{}}", "name", PROVIDER_NAME, "id", service.id, "version", PROVIDER_VERSION, "metadata");
+    json_t *endpoints = json_array();
+    bool stats = *verb == 'S';
+    json_object_set_new(json, "type", json_sprintf("io.nats.micro.v1.%s_response", stats ? "stats" : *verb == 'I' ? "info" : "ping"));
+    EACH_LINK(l) {
+        if (l->leaving) continue;
+        EACH_FUNCTION(f, l) json_array_append_new(endpoints, endpoint(l, f, stats));
+    }
+    if (stats) json_object_set_new(json, "started", json_string(service.started));
+    if (!stats) json_object_set_new(json, "description", json_string("wasmcloud:messaging@0.2.0 over NATS, for lattice and link connections"));
+    if (*verb != 'P') json_object_set(json, "endpoints", endpoints);
+    json_decref(endpoints);
+    return json;
+}
+
+/* A question of somebody's, on "$SRV.{verb}…". */
+static void on_service(const char *verb, natsMsg *msg) {
+    struct span asker = span_of(natsMsg_GetReply(msg));
+    if (!is_inbox(asker)) return;
+    json_t *json = service_answer(verb);
+    char *text = json_dumps(json, JSON_COMPACT);
+    if (text) (void)send_to(asker, SPAN(""), NOWHERE, text, strlen(text));
+    json_decref(json);
+    free(text);
 }
 
 static void on_order(enum subject_kind kind, natsMsg *msg) {
@@ -3016,6 +3141,7 @@ static void on_lattice_message(struct conn *conn, natsMsg *msg) {
     if (strcmp(subject, subjects[SUB_PUBLISH]) == 0) return on_call(msg, false);
     if (strcmp(subject, subjects[SUB_REQUEST]) == 0) return on_call(msg, true);
     if (strcmp(subject, subjects[SUB_HEALTH]) == 0) return on_health(msg);
+    if (strncmp(subject, "$SRV.", 5) == 0) return on_service(subject + 5, msg);
     for (enum subject_kind kind = SUB_SHUTDOWN; kind < SUB_KINDS; kind++)
         if (strcmp(subject, subjects[kind]) == 0) return on_order(kind, msg);
 }
@@ -3023,12 +3149,11 @@ static void on_lattice_message(struct conn *conn, natsMsg *msg) {
 /* Control first, and before anything slower: a link that is put before the server knows these subscriptions is lost. The
  * functions are served in a queue group, so that several instances share the calls. */
 static void on_lattice_up(struct conn *conn) {
-    char group[2 * ID_MAX + 2];
     static bool links_given;
-    (void)snprintf(group, sizeof(group), "%s.%s", self.lattice, self.key);
     if (stop.state != RUNNING) return;
     for (enum subject_kind kind = SUB_KINDS; kind-- > SUB_PUBLISH;)
-        if (*subjects[kind]) (void)conn_subscribe(conn, subjects[kind], kind <= SUB_REQUEST ? group : NULL);
+        if (*subjects[kind]) (void)conn_subscribe(conn, subjects[kind], kind <= SUB_REQUEST ? queue_group : NULL);
+    service_subscribe();
     conn_write(conn);
     if (links_given) return;
     links_given = true;
@@ -3116,7 +3241,7 @@ static bool lattice_is_full(void) {
 static void wait_for(struct pollfd *fds, nfds_t count, int ms) {
     uint64_t ignored;
     if (poll(fds, count, ms) < 0 && errno != EINTR) die("poll: %s", strerror(errno));
-    now = monotonic_ms();
+    read_clock();
     if (fds[0].revents && read(fds[0].fd, &ignored, sizeof(ignored)) < 0 && errno != EAGAIN) die("eventfd: %s", strerror(errno));
 }
 
@@ -3177,7 +3302,7 @@ static void run(pid_t parent) {
             work_off(l);
             consumers_step(l);
             conn_write(&l->conn);
-            if (l->unsettled > 0) settle(l);
+            if (l->unsettled > 0) read_clock(), settle(l);
             link_step(l);
         }
         conn_write(&lattice);
@@ -3436,8 +3561,9 @@ int main(int argc, char **argv) {
     json_t *host = parse_input(read_input(STDIN_FILENO, true), true);
     read_host(host);
     json_t *settings = lattice_settings(host);
+    service_start(host_text(host, "instance_id"));
     json_decref(host);
-    now = monotonic_ms();
+    read_clock();
     start_process();
     subjects_start();
     say(&self.topic, LEVEL_INFO, PROVIDER_NAME " " PROVIDER_VERSION " on lattice %s", self.lattice);

@@ -458,6 +458,7 @@ static void world_begin(void) {
     (void)strcpy(self.lattice, "default");
     (void)strcpy(self.host_id, "NHOST");
     subjects_start();
+    service_start("fuzz");
     self.config = json_object();
     self.secrets = json_object();
     self.links = json_array();
@@ -1315,6 +1316,7 @@ static void start_with(json_t *volatile *host, json_t *volatile *settings) {
     *settings = lattice_settings(*host);
     MUST(is_token(self.key) && is_token(self.lattice) && !wrong_settings(*settings));
     subjects_start();
+    service_start("fuzz");
     for (i = 0; i < SUB_KINDS; i++) MUST(oracle_subject(span_of(subjects[i]), false) || (i == SUB_PUT_XKEY && !box.set));
     json_array_foreach(self.links, i, link) link_put(link);
     check_world();
