@@ -6,6 +6,7 @@
 # make unit            build/unit: the unit tests
 # make check           static checks, and the complexity of functions
 # make fuzz            fuzzes each target of devel/fuzz for SECONDS=60, or only TARGETS='links host'; needs clang and libclang-rt-dev
+# make docs            the table of rooms in README.md, and devel/flow.svg
 # make demo, make test what test.sh does
 # make soak MINUTES=20 load and random faults for so long, and a table of what became of each message (SEED=N: as it was then)
 # make bench           measures the provider beside the floor and the reference (devel/bench/), and writes what came out into
@@ -106,6 +107,11 @@ build/unit: devel/unit.c $(SOURCES) $(HEADERS) devel/glibc_compat.c | build/incl
 unit: build/unit
 	build/unit
 
+# what is made from sources in README.md and devel/
+docs:
+	devel/rooms.py --write
+	devel/picture.py <devel/flow.txt >devel/flow.svg
+
 check: | build/include
 	devel/check.sh
 
@@ -144,5 +150,5 @@ bench:
 clean:
 	rm -rf build
 
-.PHONY: all unit check fuzz demo test soak bench clean
+.PHONY: all unit docs check fuzz demo test soak bench clean
 .DELETE_ON_ERROR:

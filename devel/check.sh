@@ -3,7 +3,8 @@
 #                   above that line, exit code 1 if it found anything. `make check` calls it; so does ./test.sh.
 #
 # cppcheck and clang-tidy look for faults. Functions stay small: under 10 as GNU complexity counts (lines, and more for
-# those that are nested), and under 10 as McCabe did (ways through), which pmccabe counts.
+# those that are nested), and under 10 as McCabe did (ways through), which pmccabe counts. What README.md says of the rooms
+# is as provider.c is: `make docs` writes it anew.
 # To silence a finding, write NOLINT(check) or cppcheck-suppress and the reason on the line.
 set -uo pipefail
 cd "$(dirname "$0")/.."
@@ -68,5 +69,7 @@ report cppcheck "no finding in ${shipped[*]} devel/load.c devel/traffic.c devel/
 report clang-tidy "no finding in ${shipped[*]}" "$(run_clang_tidy)"
 report complexity "every function of ${shipped[*]} ${others[*]} scores under $below" "$(run_complexity)"
 report pmccabe "every function of ${shipped[*]} is under $below as McCabe counts" "$(run_pmccabe)"
+report rooms.py "the table of rooms in README.md is that of provider.c" "$(devel/rooms.py --check 2>&1)"
+report picture.py "devel/flow.svg is the picture of devel/flow.txt" "$(devel/picture.py <devel/flow.txt | cmp - devel/flow.svg 2>&1)"
 printf '%d passed, %d failed\n' "$passed" "$failed"
 [ "$failed" = 0 ]
