@@ -97,9 +97,8 @@ static void arena_step(size_t i, size_t len) {
     }
 }
 
-void test_arena(void) {
-    size_t at_start = largest(), refused = 0;
-    CHECK(at_start > BLOCK_MAX - 64 && at_start <= BLOCK_MAX && arena.in_use == 0);
+/* A random program, after which all is given back. */
+static void arena_program(void) {
     ROUNDS(60000) {
         size_t len = (size_t)random_below(1 << (random_below(100) ? 4 + random_below(9) : 4 + random_below(17)));
         arena_step((size_t)random_below(COUNT_OF(held)), len);
@@ -110,6 +109,50 @@ void test_arena(void) {
         arena_free(held[i].at);
         free(held[i].copy);
     }
+    memset(held, 0, sizeof(held));
+}
+
+/* A full arena, of which a megabyte is given back, a block in its middle first: that is kept as a spare, and is in the way. */
+static void test_spare_in_the_way(void) {
+    static void *all[ARENA_BYTES / 992];
+    size_t n = 0, middle, some = (1 << 20) / (992 + HEAD);
+    while (n < COUNT_OF(all) && (all[n] = arena_malloc(992))) n++;
+    middle = n / 2;
+    arena_free(all[middle]);
+    for (size_t i = 1; i <= some / 2; i++) arena_free(all[middle - i]), arena_free(all[middle + i]);
+    CHECK(!block_find((some - 1) * (992 + HEAD)));
+    void *large = arena_malloc((some - 1) * (992 + HEAD));
+    CHECK(large && arena_is_sound());
+    arena_free(large);
+    for (size_t i = 0; i < n; i++)
+        if (i + some / 2 < middle || i > middle + some / 2) arena_free(all[i]);
+}
+
+/* What the loop's thread keeps comes back without the lists, and is given up when a block cannot be had otherwise. */
+static void test_spares(size_t at_start) {
+    arena_serves_loop();
+    arena_program();
+    CHECK(arena_is_sound() && arena.in_use > 0 && arena.in_use <= SPARES * (SPARES * ALIGN + HEAD));
+    spares_release();
+    CHECK(arena.in_use == 0 && arena_is_sound());
+    void *volatile p = arena_malloc(200), *volatile q = arena_malloc(200);
+    uint64_t taken = arena.taken;
+    arena_free(p);
+    CHECK(arena_malloc(200) == p && arena_malloc(0) != p && arena.taken == taken + 1);
+    arena_free(p);
+    arena_free(q); /* there is one of its size already: to the lists */
+    CHECK(arena_malloc(190) == p && arena_is_sound());
+    arena_free(p);
+    test_spare_in_the_way();
+    spares_release();
+    CHECK(largest() == at_start && arena_is_sound());
+    keeps_spares = false;
+}
+
+void test_arena(void) {
+    size_t at_start = largest(), refused = 0;
+    CHECK(at_start > BLOCK_MAX - 64 && at_start <= BLOCK_MAX && arena.in_use == 0);
+    arena_program();
     CHECK(arena_is_sound() && arena.in_use == 0 && largest() == at_start);
 
     for (size_t len = 1; len <= 1 << 20; len *= 32) { /* to the end, and back in another order */
@@ -133,6 +176,7 @@ void test_arena(void) {
     arena_free(small);
     arena_free(big);
     arena_free(NULL);
+    test_spares(at_start);
     small = arena_malloc(0);
     CHECK(small && arena_malloc(0) != small && refused == 0);
 }
