@@ -9,6 +9,8 @@
 # make docs            the table of rooms in README.md, and devel/flow.svg
 # make demo, make test what test.sh does
 # make soak MINUTES=20 load and random faults for so long, and a table of what became of each message (SEED=N: as it was then)
+# make par             builds for amd64 and arm64, and packs build/messaging-nats.par.gz, which hosts load (devel/par.c; needs
+#                      zlib1g-dev): VENDOR=name, REVISION=N, keys from PAR_ISSUER and PAR_SUBJECT, or made once in ~/.config
 # make bench           measures the provider beside the floor and the reference (devel/bench/), and writes what came out into
 #                      devel/bench/RESULTS.md; ROUNDS=5, ONLY='tls burst' some settings, PROVIDERS='name=path …' other binaries
 # make clean           removes build/, not the libraries that were fetched
@@ -119,6 +121,29 @@ check: | build/include
 build/load build/traffic: build/%: devel/%.c deps/tls.c deps/left_out.c devel/glibc_compat.c | build/include
 	$(CC) $(STANDARD) -g -O2 -isystem build/include -I. $^ $(SAN_LIBRARIES) -lpthread -o $@
 
+# The provider archive, and the tool that packs and checks it, on the system's glibc and zlib
+PAR_SOURCES := devel/par.c devel/glibc_compat.c
+PAR_LIBRARIES = $(filter %/libsodium.a %/libjansson.a,$(SAN_LIBRARIES)) -lz
+build/par: $(PAR_SOURCES) Makefile | build/include
+	$(CC) $(STANDARD) -g -O2 $(CFLAGS) -isystem build/include $(PAR_SOURCES) $(PAR_LIBRARIES) -lpthread -o $@
+
+build/san/par: $(PAR_SOURCES) Makefile | build/include
+	@mkdir -p $(@D)
+	$(CC) $(STANDARD) $(SANITIZED) $(CFLAGS) -isystem build/include $(PAR_SOURCES) $(PAR_LIBRARIES) -lpthread -o $@
+
+VENDOR ?= messaging-nats
+REVISION ?= 1
+ARCHIVE := build/messaging-nats.par.gz
+par:
+	$(if $(filter file,$(origin SYSROOT)),,$(error make par builds for two machines: leave SYSROOT out))
+	$(MAKE) ARCH=$(HOST_ARCH) build/par
+	$(MAKE) ARCH=amd64
+	$(MAKE) ARCH=arm64
+	build/par pack $(ARCHIVE) --name messaging-nats --vendor '$(VENDOR)' --revision $(REVISION) \
+		--version $(shell sed -n 's/^.define PROVIDER_VERSION "\(.*\)"/\1/p' provider.h) \
+		x86_64-linux=build/amd64/provider aarch64-linux=build/arm64/provider
+	build/par inspect $(ARCHIVE)
+
 # What `make bench` compares with: the least that it can cost, and wasmCloud's own provider
 build/bench/floor: devel/bench/floor.c $(filter deps/%,$(SOURCES)) $(HEADERS) | $(LIBRARIES_READY)
 	@mkdir -p $(@D)
@@ -150,5 +175,5 @@ bench:
 clean:
 	rm -rf build
 
-.PHONY: all unit docs check fuzz demo test soak bench clean
+.PHONY: all par unit docs check fuzz demo test soak bench clean
 .DELETE_ON_ERROR:

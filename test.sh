@@ -40,6 +40,7 @@ missing_packages() {
   has nm || echo binutils
   has strace || echo strace
   has valgrind || echo valgrind
+  [ -e /usr/include/zlib.h ] || echo zlib1g-dev
   [ "$1" != long ] || echo 'int main;' | clang -fsanitize=fuzzer-no-link,address -xc - -o /dev/null 2>/dev/null || echo clang libclang-rt-dev
   for tool in cppcheck clang-tidy complexity pmccabe; do has $tool || echo $tool; done
   [ "$native" != amd64 ] || has aarch64-linux-gnu-gcc || echo gcc-aarch64-linux-gnu
@@ -137,7 +138,7 @@ lines() {
 
 binaries() {
   build
-  build build/load build/traffic build/bench/floor
+  build build/load build/traffic build/bench/floor build/par build/san/par
   build TINY=1
   build FAILING=1
 }
