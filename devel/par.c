@@ -449,7 +449,6 @@ struct entry {
     char name[NAME_MAX_LEN + 1]; /* without .bin */
     uint64_t size;
     char hash[HASH_LEN + 1];
-    bool named; /* in the claims */
 };
 
 static struct {
@@ -656,7 +655,10 @@ static void check_targets(json_t *hashes) {
         else if (!same) wrong("%s is not the file that was signed", e->name);
     }
     if (json_is_object(hashes) && named == json_object_size(hashes)) return;
-    json_object_foreach(hashes, name, value) print_text("claimed", json_string(name));
+    json_t *all = json_array();
+    json_object_foreach(hashes, name, value) json_array_append_new(all, json_string(name));
+    print_text("claimed", all);
+    json_decref(all);
     wrong("the claims name a target that it does not hold");
 }
 
