@@ -131,7 +131,7 @@ build/san/par: $(PAR_SOURCES) Makefile | build/include
 	@mkdir -p $(@D)
 	$(CC) $(STANDARD) $(SANITIZED) $(CFLAGS) -isystem build/include $(PAR_SOURCES) $(PAR_LIBRARIES) -lpthread -o $@
 
-VENDOR ?= messaging-nats
+export VENDOR ?= messaging-nats
 REVISION ?= 1
 ARCHIVE := build/messaging-nats.par.gz
 par:
@@ -139,7 +139,7 @@ par:
 	$(MAKE) ARCH=$(HOST_ARCH) build/par
 	$(MAKE) ARCH=amd64
 	$(MAKE) ARCH=arm64
-	build/par pack $(ARCHIVE) --name messaging-nats --vendor '$(VENDOR)' --revision $(REVISION) \
+	build/par pack $(ARCHIVE) --name messaging-nats --vendor "$$VENDOR" --revision $(REVISION) \
 		--version $(shell sed -n 's/^.define PROVIDER_VERSION "\(.*\)"/\1/p' provider.h) \
 		x86_64-linux=build/amd64/provider aarch64-linux=build/arm64/provider
 	build/par inspect $(ARCHIVE)

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import platform
 import random
 import re
 import stat
@@ -404,6 +405,24 @@ def test_random_damage(par, tmp_path):
             (tmp_path / "it").write_bytes(made)
             code, out, err = par("inspect", tmp_path / "it")
             assert code in (0, 1) and (code == 0) == (err == ""), (code, err)
+
+
+# ---------------------------------------------------------------- make par
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="test.sh installs a cross-compiler on amd64 alone")
+def test_make_par(tmp_path):
+    """The archive of the provider itself: both binaries as they were built, each for its machine, and the version of provider.h."""
+    done = subprocess.run(["make", "-C", TOP, "par", "VENDOR=it's me", "REVISION=5"], capture_output=True, text=True, timeout=900,
+                          env={**os.environ, "XDG_CONFIG_HOME": str(tmp_path)})
+    assert done.returncode == 0, done.stderr
+    assert re.search("signature +right", done.stdout)
+    (_, jwt), *binaries = opened((TOP / "build/messaging-nats.par.gz").read_bytes())
+    about = json.loads(part(jwt.decode().split(".")[1]))["wascap"]
+    version = re.search('PROVIDER_VERSION "(.*)"', (TOP / "provider.h").read_text())[1]
+    assert (about["name"], about["ver"], about["vendor"], about["rev"]) == ("messaging-nats", version, "it's me", 5)
+    assert dict(binaries) == {"x86_64-linux.bin": (TOP / "build/amd64/provider").read_bytes(), "aarch64-linux.bin": (TOP / "build/arm64/provider").read_bytes()}
+    machine = {name: int.from_bytes(content[18:20], "little") for name, content in binaries}
+    assert machine == {"x86_64-linux.bin": 62, "aarch64-linux.bin": 183}  # EM_X86_64, EM_AARCH64
 
 
 # ---------------------------------------------------------------- the manifest
