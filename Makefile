@@ -1,5 +1,5 @@
 # make                 build/$(ARCH)/provider: static, stripped, reproducible
-# make ARCH=arm64      the same for another machine (Debian's names: amd64, arm64)
+# make ARCH=arm64      the same for another machine (Debian's names: amd64, arm64, armhf, riscv64)
 # make SAN=1           build/san/provider: AddressSanitizer and UBSan, dynamic, without the arena
 # make TINY=1          build/tiny/provider: an arena so small that it is often full, for tests of that
 # make FAILING=1       build/failing/provider: the sanitizer build on a malloc that fails at random, for tests of that
@@ -15,7 +15,7 @@
 #                      devel/bench/RESULTS.md; ROUNDS=5, ONLY='tls burst' some settings, PROVIDERS='name=path …' other binaries
 # make clean           removes build/, not the libraries that were fetched
 # SYSROOT=DIR          takes the static libraries from there instead of fetching them
-HOST_ARCH := $(shell dpkg --print-architecture 2>/dev/null || uname -m | sed 's/x86_64/amd64/;s/aarch64/arm64/')
+HOST_ARCH := $(shell dpkg --print-architecture 2>/dev/null || uname -m | sed 's/x86_64/amd64/;s/aarch64/arm64/;s/armv7l/armhf/')
 ARCH ?= $(HOST_ARCH)
 # libraries that are given are taken as they are; those of our own are fetched once
 ifdef SYSROOT
@@ -28,9 +28,11 @@ endif
 
 TRIPLET_amd64 := x86_64-linux-gnu
 TRIPLET_arm64 := aarch64-linux-gnu
+TRIPLET_armhf := arm-linux-gnueabihf
+TRIPLET_riscv64 := riscv64-linux-gnu
 TRIPLET := $(TRIPLET_$(ARCH))
 ifeq ($(TRIPLET),)
-$(error ARCH=$(ARCH) is not supported: amd64 or arm64)
+$(error ARCH=$(ARCH) is not supported: amd64, arm64, armhf or riscv64)
 endif
 CROSS := $(if $(filter $(ARCH),$(HOST_ARCH)),,$(TRIPLET)-)
 CC := $(CROSS)gcc
@@ -38,16 +40,25 @@ STRIP := $(CROSS)strip
 
 SOURCES := provider.c deps/tls.c deps/chachapoly.c deps/guard.c deps/left_out.c
 HEADERS := provider.h deps/tls.h deps/guard.h deps/left_out.ld Makefile
-LIBRARIES := -lnats_static -lmbedtls -lmbedx509 -lmbedcrypto -lsodium -ljansson
+# gcc 12 calls a function for what is atomic and smaller than a word
+LIBRARIES_riscv64 := -latomic
+LIBRARIES := -lnats_static -lmbedtls -lmbedx509 -lmbedcrypto -lsodium -ljansson $(LIBRARIES_$(ARCH))
 WARNINGS := -Wall -Wextra -Wshadow -Wconversion -Werror
 # The file's own malloc must not be taken for libc's: gcc would turn its calloc into a call of itself.
 STANDARD := -std=gnu11 $(WARNINGS) -fno-builtin-malloc -fno-builtin-calloc -fno-builtin-realloc -fno-builtin-free
 HARDENED := -fPIE -fstack-protector-strong -D_FORTIFY_SOURCE=2 -fno-strict-aliasing
+# Times and sizes of files have 64 bits everywhere: Debian's libraries are built so, and time goes on in 2038.
+DEFINED_armhf := -D_TIME_BITS=64 -D_FILE_OFFSET_BITS=64
 GUARDED := -Wl,--wrap=natsParser_Parse
 # Left to itself gcc copies and clears a hundred bytes by "rep movs" and "rep stos" on amd64, which take longer to begin.
 TUNED_amd64 := -mmemcpy-strategy=unrolled_loop:64:noalign,libcall:-1:noalign -mmemset-strategy=unrolled_loop:256:noalign,libcall:-1:noalign
-OPTIMISED := -O2 -ffunction-sections -fdata-sections -ffile-prefix-map=$(CURDIR)=. -g0 $(TUNED_$(ARCH))
-LINKED := -static-pie -Wl,-z,relro,-z,now,-z,noexecstack,-z,pack-relative-relocs,--gc-sections,--build-id=none $(GUARDED)
+OPTIMISED := -O2 -ffunction-sections -fdata-sections -ffile-prefix-map=$(CURDIR)=. -g0 $(TUNED_$(ARCH)) $(DEFINED_$(ARCH))
+# At any address, where that can be had: Debian's glibc has no start-up code for it on armhf, and gcc 12 does not link it on riscv64.
+comma := ,
+STATIC_armhf := -static
+STATIC_riscv64 := -static
+STATIC := $(or $(STATIC_$(ARCH)),-static-pie -Wl$(comma)-z$(comma)pack-relative-relocs)
+LINKED := $(STATIC) -Wl,-z,relro,-z,now,-z,noexecstack,--gc-sections,--build-id=none $(GUARDED)
 # A ninth of the file would be tables for unwinding the stack: for C++, debuggers, and threads that are cancelled. Who calls
 # for the last finds no such function here. To look at a core, give a debugger build/bench/provider, whose code lies the same.
 NO_UNWINDING := -Wl,-T,deps/left_out.ld,--no-eh-frame-hdr,--wrap=pthread_exit,--wrap=pthread_cancel

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Fetches the static libraries that the provider is linked from, out of Debian 13, into a private
-# sysroot:   deps/sysroot.sh ARCH DIR      ARCH: amd64 or arm64 (Debian's names)
+# sysroot:   deps/sysroot.sh ARCH DIR      ARCH: amd64, arm64, armhf or riscv64 (Debian's names)
 #
 # The system's own apt does it, with state, cache and sources of its own, so that nothing on the
 # system changes and no root is needed. Which archive to ask is read from the system's sources, so
@@ -13,7 +13,9 @@
 # To fetch anew, remove DIR. Licences are in DIR/usr/share/doc/*/copyright.
 set -eu
 
-suite=${SUITE:-trixie}
+# Debian 13 by all of its names: in an archive that is being updated, or behind a cache, an index may be out of step under
+# one of them and in step under another. (Once "stable" is the next Debian, it is passed over.)
+suites=${SUITE:-trixie stable oldstable}
 packages="libnats-dev libmbedtls-dev libsodium-dev libjansson-dev libc6-dev libc6"
 packages_all="linux-libc-dev"        # Architecture: all since trixie
 libraries="nats_static mbedtls mbedx509 mbedcrypto sodium jansson c"
@@ -33,7 +35,7 @@ case $arch in
     arm64) triplet=aarch64-linux-gnu ;;
     armhf) triplet=arm-linux-gnueabihf ;;
     riscv64) triplet=riscv64-linux-gnu ;;
-    *) die "unknown architecture '$arch': it is amd64 or arm64" ;;
+    *) die "unknown architecture '$arch': it is amd64, arm64, armhf or riscv64" ;;
 esac
 mkdir -p "$(dirname "$2")" || die "cannot make the directory of $2"
 dir=$(cd "$(dirname "$2")" && pwd)/$(basename "$2")
@@ -118,14 +120,6 @@ trap 'exit 143' TERM
 mkdir -p "$work/state/lists/partial" "$work/cache/archives/partial" "$work/debs" "$work/root" \
     "$work/empty" || die "cannot write $work"
 : > "$work/status"
-cat > "$work/debian.sources" <<END
-Types: deb
-URIs: $uri
-Suites: $suite
-Components: main
-Architectures: $arch
-Signed-By: $keyring
-END
 # apt reads the system's apt.conf (a proxy may be set there); everything below overrides it.
 # Post-Invoke hooks of the system (Docker images have some) are not ours to run.
 cat > "$work/apt.conf" <<END
@@ -152,7 +146,6 @@ Acquire::https::Timeout "30";
 #clear APT::Update::Post-Invoke-Success;
 END
 mkdir "$work/sources"
-mv "$work/debian.sources" "$work/sources/"
 
 quiet=-qq
 [ ! -t 2 ] || quiet=-q
@@ -174,10 +167,28 @@ attempt() {
     return 1
 }
 
-say "$arch: the index of Debian $suite from $uri"
-attempt own_apt apt-get "$quiet" update ||
-    die "cannot read the index of Debian $suite from $uri:" \
-        "is it reachable, and does it carry $suite for $arch? (It is the first Debian archive in /etc/apt)"
+read_index() {
+    cat > "$work/sources/debian.sources" <<END
+Types: deb
+URIs: $uri
+Suites: $suite
+Components: main
+Architectures: $arch
+Signed-By: $keyring
+END
+    say "$arch: the index of Debian $suite from $uri"
+    own_apt apt-get "$quiet" update || return 1
+    [ -n "${SUITE:-}" ] || grep -q '^Codename: trixie$' "$work/state/lists/"*_"${suite}"_*Release
+}
+
+suite=${suites%% *}
+if ! attempt read_index; then
+    for suite in ${suites#"$suite"} none; do
+        [ "$suite" != none ] || die "cannot read the index of Debian ${suites%% *} from $uri:" \
+            "is it reachable, and does it carry ${suites%% *} for $arch? (It is the first Debian archive in /etc/apt)"
+        ! read_index || break
+    done
+fi
 
 wanted=$packages_all
 for p in $packages; do
