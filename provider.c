@@ -2374,7 +2374,7 @@ static void consumer_pull(struct consumer *k) {
     uint64_t share = MAX(l->max_in_flight / l->consumer_count, 1), bytes = lesser(k->bytes, PULL_BYTES);
     uint64_t batch = MIN(share - MIN(share, k->open), calls_spare(l));
     if (k->batch) batch = MIN(batch, k->batch);
-    if (batch == 0 || l->kept || now < l->absent_until_ms || !may_call(l) || !may_hold(l, bytes)) return;
+    if (batch == 0 || l->kept || now < l->absent_until_ms || !may_call(l) || !may_hold(l, (size_t)bytes)) return;
     (void)snprintf(json, sizeof(json), "{\"batch\":%" PRIu64 ",\"max_bytes\":%" PRIu64 ",\"expires\":%" PRIu64 ",\"idle_heartbeat\":%" PRIu64 "}",
                    batch, bytes, k->expires_ms * 1000000, MIN(k->expires_ms / 3, PULL_HEARTBEAT_MS) * 1000000);
     k->wanted = (unsigned)batch;
