@@ -3,7 +3,7 @@
 # make SAN=1           build/san/provider: AddressSanitizer and UBSan, dynamic, without the arena
 # make TINY=1          build/tiny/provider: an arena so small that it is often full, for tests of that
 # make FAILING=1       build/failing/provider: the sanitizer build on a malloc that fails at random, for tests of that
-# make unit            build/unit: the unit tests
+# make unit            build/unit: the unit tests; build/armhf/unit with ARCH=armhf: for an emulator
 # make check           static checks, and the complexity of functions
 # make fuzz            fuzzes each target of devel/fuzz for SECONDS=60, or only TARGETS='links host'; needs clang and libclang-rt-dev
 # make docs            the table of rooms in README.md, and devel/flow.svg
@@ -124,6 +124,14 @@ unit: build/unit
 docs:
 	devel/rooms.py --write
 	devel/picture.py <devel/flow.txt >devel/flow.svg
+
+# The same for an emulator, which has no runtime of the sanitizers: what UBSan finds there is a trap, and a signal ends it.
+TRAPPING := -g -O1 -fsanitize=undefined -fsanitize-undefined-trap-on-error $(DEFINED_$(ARCH))
+build/$(ARCH)/unit: devel/unit.c $(SOURCES) $(HEADERS) | $(LIBRARIES_READY)
+	@mkdir -p $(@D)
+	$(CC) $(STANDARD) $(TRAPPING) $(CFLAGS) $(IN_SYSROOT) -I. -DUNIT_ARENA -c devel/unit.c -o $@.arena.o
+	$(CC) $(STANDARD) $(TRAPPING) $(CFLAGS) $(IN_SYSROOT) -I. -DSYSTEM_MALLOC devel/unit.c $@.arena.o $(filter deps/%,$(SOURCES)) \
+		$(LINKED) $(LIBRARIES) -o $@
 
 check: | build/include
 	devel/check.sh

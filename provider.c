@@ -1044,7 +1044,7 @@ static bool takes_message(void *user, size_t bytes) {
 }
 
 /* What an INFO of the server may have changed. (One that takes 0 bytes takes none.) */
-static void conn_learn(struct conn *c) { c->io.max_payload = (size_t)MAX(natsConnection_GetMaxPayload(c->nc), 1); }
+static void conn_learn(struct conn *c) { c->io.max_payload = (size_t)MIN(MAX(natsConnection_GetMaxPayload(c->nc), 1), INT32_MAX); }
 
 /* Reads what has come. If the connection ends so, what nats.c says of it on this thread tells more than what it keeps. */
 static void conn_read(struct conn *c) {
@@ -1847,7 +1847,7 @@ static struct record *record_make(struct link *l, struct trace t, const uint8_t 
     struct record head = {.len = (uint32_t)len, .room = (uint32_t)room, .parent = (uint16_t)(t.parent ? strlen(t.parent) + 1 : 0),
                           .state = (uint16_t)(t.state ? strlen(t.state) + 1 : 0)};
     size_t size = record_size(&head);
-    struct record *r = may_hold(l, size) ? malloc(size) : NULL;
+    struct record *r = room <= HELD_MAX && may_hold(l, size) ? malloc(size) : NULL; /* the first: or the sum may wrap on 32 bit */
     if (!r) return NULL;
     *r = head;
     if (r->parent) memcpy(r->bytes, t.parent, r->parent);
@@ -3320,6 +3320,7 @@ enum {
 _Static_assert(RESERVED <= RESERVED_MAX, "provider.h reserves more than RESERVED_MAX: lower a limit, or raise it knowingly");
 #endif
 _Static_assert(HOST_DATA_MAX <= sizeof(scratch), "host data is read into scratch: HOST_DATA_MAX must fit into PARAMS_MAX");
+_Static_assert(sizeof(time_t) == 8, "time would end in 2038: compile with -D_TIME_BITS=64 -D_FILE_OFFSET_BITS=64");
 _Static_assert(CALLS_MAX <= 1 << (4 * SLOT_LEN), "an inbox has SLOT_LEN digits for the slot");
 
 static const char help[] =
