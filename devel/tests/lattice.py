@@ -25,6 +25,7 @@ HERE = Path(__file__).resolve().parent
 GOLDEN = HERE / "golden"
 PROVIDER = os.path.abspath(os.environ.get("PROVIDER") or HERE.parent.parent / "build/amd64/provider")
 RUN = os.environ.get("PROVIDER_RUN", "").split()
+OWN_MEMORY = "/san/" not in PROVIDER and not RUN  # else sanitizers keep what was freed, and an emulator what it translated
 REFERENCE = bool(os.environ.get("REFERENCE"))  # wasmCloud's own provider is under test, to check the tests; see README.md
 
 KEY = "messaging-nats"
