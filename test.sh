@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
-# ./test.sh            every test: builds, static checks, unit tests, black-box tests, the same with sanitizers, some on arm64
-# ./test.sh long       what takes minutes: fuzzing, faults and overload, on nats-server 2.9 and 2.10
+# ./test.sh            every test: builds, static checks, unit tests, black-box tests, the same with sanitizers, the same on
+#                      arm64 under qemu, and the main paths on armhf
+# ./test.sh long       what takes minutes: fuzzing, faults and overload, on nats-server 2.9 and 2.10; all on armhf, the main paths
+#                      on riscv64
 # ./test.sh soak N     N minutes of load and random faults, and a table of what became of each message; a second number is
 #                      the seed of an earlier run
 # ./test.sh bench …    measures the provider beside others (devel/bench/bench.py, to which the words go); 8 minutes and, the first
@@ -23,9 +25,17 @@ has() { command -v "$1" >/dev/null 2>&1; }
 
 # ---- what has to be installed
 
-# Names the packages for what this machine lacks; for the demo and the bench, only what they need; only the long tests fuzz.
+# Cross compilers for the machines whose binaries a mode runs under qemu, here on amd64: Debian's name, that of its tools, qemu's.
+emulated_machines() {
+  case $native-$1 in
+    amd64-all) echo arm64 aarch64-linux-gnu qemu-aarch64; echo armhf arm-linux-gnueabihf qemu-arm ;;
+    amd64-long) echo armhf arm-linux-gnueabihf qemu-arm; echo riscv64 riscv64-linux-gnu qemu-riscv64 ;;
+  esac
+}
+
+# Names the packages for what this machine lacks, for a mode: all, long, some, soak, demo or bench.
 missing_packages() {
-  local tool
+  local tool arch triplet qemu
   has make || echo make
   has gcc || echo gcc
   [ -e /usr/include/stdio.h ] || echo libc6-dev
@@ -43,8 +53,10 @@ missing_packages() {
   [ -e /usr/include/zlib.h ] || echo zlib1g-dev
   [ "$1" != long ] || echo 'int main;' | clang -fsanitize=fuzzer-no-link,address -xc - -o /dev/null 2>/dev/null || echo clang libclang-rt-dev
   for tool in cppcheck clang-tidy complexity pmccabe; do has $tool || echo $tool; done
-  [ "$native" != amd64 ] || has aarch64-linux-gnu-gcc || echo gcc-aarch64-linux-gnu
-  [ "$native" != amd64 ] || has qemu-aarch64-static || has qemu-aarch64 || echo qemu-user
+  emulated_machines "$1" | while read -r arch triplet qemu; do
+    has "$triplet-gcc" || echo "gcc-$triplet"
+    has "$qemu-static" || has "$qemu" || echo qemu-user
+  done | sort -u
 }
 
 install_missing() {
@@ -115,14 +127,16 @@ black_box() {
   add "$name" "$status" "$p" "$f" "$s"
 }
 
+# unit_tests NAME COMMAND…
 unit_tests() {
-  local status=0 p f
-  say "unit tests"
+  local name=$1 status=0 p f
+  shift
+  say "$name"
   mkdir -p build
-  make unit 2>&1 | tee build/unit.log || status=$?
+  "$@" 2>&1 | tee build/unit.log || status=$?
   p=$(grep -oE '[0-9]+ passed' build/unit.log | tail -1 | cut -d' ' -f1 || true)
   f=$(grep -oE '[0-9]+ failed' build/unit.log | tail -1 | cut -d' ' -f1 || true)
-  add "unit tests" "$status" "${p:-0}" "${f:-0}" 0
+  add "$name" "$status" "${p:-0}" "${f:-0}" 0
 }
 
 # lines NAME COMMAND…   a suite that prints a line that begins with ok or FAIL for each thing that it looks at
@@ -136,6 +150,22 @@ lines() {
   rm -f "$log"
 }
 
+# emulated ARCH QEMU MARKERS   black-box tests of another machine's binary; those that measure the release binary are about ours
+emulated() {
+  local emulator
+  emulator=$(command -v "$2-static" || command -v "$2")
+  build "ARCH=$1"
+  PROVIDER_RUN=$emulator SLOW=5 black_box "black-box tests of $1 under ${emulator##*/}" "$PWD/build/$1/provider" -n 4 -m "not release and $3"
+}
+
+# The unit tests on 32 bit, with UBSan
+emulated_unit_tests() {
+  local emulator
+  emulator=$(command -v qemu-arm-static || command -v qemu-arm)
+  build ARCH=armhf build/armhf/unit
+  unit_tests "unit tests of armhf under ${emulator##*/}" "$emulator" build/armhf/unit
+}
+
 binaries() {
   build
   build build/load build/traffic build/bench/floor build/par build/san/par
@@ -144,20 +174,18 @@ binaries() {
 }
 
 everything() {
-  local emulator
   binaries
   lines "static checks" make -s check
-  unit_tests
+  unit_tests "unit tests" make unit
   black_box "black-box tests" "$PWD/build/$native/provider" -n 4 -m "not long and not alone"
   black_box "black-box tests that measure" "$PWD/build/$native/provider" -m "alone and not long"
   build SAN=1
   export ASAN_OPTIONS=exitcode=99 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1
   SLOW=3 black_box "black-box tests with sanitizers" "$PWD/build/san/provider" -n 4
-  if [ "$native" = amd64 ]; then
-    build ARCH=arm64
-    emulator=$(command -v qemu-aarch64-static || command -v qemu-aarch64)
-    PROVIDER_RUN=$emulator SLOW=5 black_box "arm64 under ${emulator##*/}" "$PWD/build/arm64/provider" -n 4 -m smoke
-  fi
+  [ "$native" = amd64 ] || return 0
+  emulated arm64 qemu-aarch64 "not long and not alone"
+  emulated_unit_tests
+  emulated armhf qemu-arm smoke
 }
 
 long() {
@@ -165,10 +193,13 @@ long() {
   build build/fuzz/fuzz
   lines "fuzzing" make -s fuzz
   black_box "long tests" "$PWD/build/$native/provider" -m long
+  [ "$native" = amd64 ] || return 0
+  emulated armhf qemu-arm "not long and not alone"
+  emulated riscv64 qemu-riscv64 smoke
 }
 
 case ${1:-} in
-  -h | --help) sed -n '2,13s/^# \{0,1\}//p' "$0"; exit 0 ;;
+  -h | --help) sed -n '2,15s/^# \{0,1\}//p' "$0"; exit 0 ;;
   demo)
     install_missing demo
     python_packages demo
@@ -176,7 +207,7 @@ case ${1:-} in
     say demo
     exec build/venv/bin/python devel/demo.py "build/$native/provider" ;;
   soak)
-    install_missing all
+    install_missing soak
     python_packages all
     binaries
     say soak
@@ -191,11 +222,14 @@ case ${1:-} in
     exec build/venv/bin/python devel/bench/bench.py "${@:2}" ;;
 esac
 
-install_missing "$([ "$*" = long ] && echo long || echo all)"
+mode=all
+[ $# = 0 ] || mode=some
+[ "$*" != long ] || mode=long
+install_missing $mode
 python_packages all
-if [ "$*" = long ]; then
+if [ $mode = long ]; then
   long
-elif [ $# -gt 0 ]; then
+elif [ $mode = some ]; then
   binaries
   black_box "black-box tests: $*" "$PWD/build/$native/provider" "$@"
 else

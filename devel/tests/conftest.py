@@ -18,7 +18,7 @@ EMULATED = bool(RUN)
 
 def pytest_configure(config):
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # killed by a time limit, it still ends what it started
-    config.addinivalue_line("markers", "smoke: the main paths, also run by the arm64 binary under emulation")
+    config.addinivalue_line("markers", "smoke: the main paths, also run by the binaries of other machines under emulation")
     config.addinivalue_line("markers", "long: takes minutes; run by ./test.sh long alone")
     config.addinivalue_line("markers", "alone: measures time, so nothing runs beside it")
     config.addinivalue_line("markers", "release: measures the release binary itself; no sanitizers, no emulation")
