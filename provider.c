@@ -2823,9 +2823,10 @@ static void expire_calls(void) {
  * ---- 11 control ------------------------------------------------------------------------------------------------------
  *
  * What the host says: host data once, on standard input; then link put and delete, config update, health and shutdown, as
- * JSON on the lattice. protocol: wasmCloud, crates/core, host.rs and rpc.rs; crates/provider-sdk, provider.rs.
+ * JSON on the lattice. protocol: wasmCloud, crates/core, host.rs and rpc.rs; crates/provider-sdk, provider.rs. And what anybody
+ * on the lattice may ask: NATS's service protocol.
  *
- * In:  messages on the control subjects. Out: links that start and leave, answers. Touches: links, self, stop.
+ * In:  messages on the control subjects. Out: links that start and leave, answers. Touches: links, self, stop, service.
  */
 enum stop_state { RUNNING, ENDING_CALLS, FLUSHING_LINKS, FLUSHING_LATTICE };
 
@@ -3208,6 +3209,9 @@ static bool stop_step(void) {
  *
  * One turn: sleep until something can be done; read; end what is overdue; write; answer what the writing settled. Nothing
  * in it waits for anything but poll().
+ *
+ * In:  the command line, host data, signals, and what poll() says of connections. Out: turns for all rooms before; an exit code.
+ * Touches: the clock, the blocked flags of connections, and self, before the first turn.
  */
 static volatile sig_atomic_t signalled, report_wanted;
 
