@@ -208,6 +208,8 @@ def test_nothing_to_pack(par, pack, tmp_path):
     before, names = path.read_bytes(), set(os.listdir(tmp_path))
     code, _, err = par("pack", path, *(f"--{k}={v}" for k, v in ABOUT.items()), f"x86_64-linux={tmp_path}/absent")
     assert code == 1 and "/absent: No such file" in err and path.read_bytes() == before and set(os.listdir(tmp_path)) == names
+    assert par("pack", tmp_path, *(f"--{k}={v}" for k, v in ABOUT.items()), f"x86_64-linux={tmp_path}/x86_64-linux")[0] == 1
+    assert not os.path.exists(f"{tmp_path}.unfinished")
     assert par("pack", "/dev/full/it.par", *(f"--{k}={v}" for k, v in ABOUT.items()), f"x86_64-linux={tmp_path}/x86_64-linux")[0] == 1
 
 
@@ -309,14 +311,20 @@ def damaged_header():
     return flipped(content, content.index(b"aarch64-linux.bin") + 3)
 
 
-def symlink():
+def header_with(at, field):
+    """The second binary's header has other bytes there, and a checksum that fits."""
     content = bytearray(closed(files()))
-    at = content.index(b"aarch64-linux.bin")
-    content[at + 156] = ord("2")
-    head = content[at:at + 512]
-    head[148:156] = b" " * 8
-    content[at + 148:at + 156] = b"%06o\0 " % sum(head)
+    head = content.index(b"aarch64-linux.bin")
+    content[head + at:head + at + len(field)] = field
+    content[head + 148:head + 156] = b" " * 8
+    content[head + 148:head + 156] = b"%06o\0 " % sum(content[head:head + 512])
     return bytes(content)
+
+
+def half_an_end():
+    """One block of zeros where there should be two."""
+    content = closed(files())
+    return content[:content.rindex(b"and so on") // 512 * 512 + 1024]
 
 
 SIGNATURE, CLAIMED = "the signature is not that of A", "is not the file that was signed"
@@ -349,8 +357,11 @@ FAULTS = {
     "hash in lower case": (lambda: with_claims(lambda c: c["wascap"].update(target_hashes={k: v.lower() for k, v in c["wascap"]["target_hashes"].items()})), CLAIMED),
     "revision too large": (lambda: with_claims(lambda c: c["wascap"].update(rev=2**40)), "revision"),
     "expired": (lambda: with_claims(lambda c: c.update(exp=1_700_000_000)), "no longer valid"), "not yet": (lambda: with_claims(lambda c: c.update(nbf=2**33)), "not yet valid"),
-    "header damaged": (damaged_header, "header in it is damaged"), "a link": (symlink, "no plain file"), "no tar": (lambda: b"x" * 4096, "no tar"),
+    "header damaged": (damaged_header, "header in it is damaged"), "a link": (lambda: header_with(156, b"2"), "no plain file"), "a long name": (lambda: header_with(0, b"a" * 100), "short name"),
+    "8 GB": (lambda: header_with(124, b"77777777777\0"), "impossible size"), "size no number": (lambda: header_with(124, b"\x80\0\0\x01"), "impossible size"),
+    "claims too large": (lambda: [("claims.jwt", b"a" * (2 << 20)), *files()[1:]], "claims.jwt is too large"), "no tar": (lambda: b"x" * 4096, "no tar"),
     "empty": (lambda: b"", "cut short"), "no end": (lambda: closed(files())[:-tarfile.RECORDSIZE], "cut short"),
+    "half an end": (half_an_end, "it has no end"),
     "goes on": (lambda: closed(files()) + b"x" * 512, "goes on after its end"), "a bomb": (lambda: gzip.compress(closed(files()) + bytes(1 << 22)), "goes on"),
     "gzip cut": (lambda: gzip.compress(closed(files()))[:-1], "cut short"), "gzip cut early": (lambda: gzip.compress(closed(files()))[:700], "cut short"),
     "gzip checksum": (lambda: (lambda c: flipped(c, len(c) - 6))(gzip.compress(closed(files()))), "damaged or cut|cannot be read"),
