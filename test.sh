@@ -92,7 +92,7 @@ python_packages() {
   say "Python packages into build/venv: $(tr '\n' ' ' <<<"$wanted")"
   mkdir -p build
   [ -x build/venv/bin/pip ] || python3 -m venv --clear build/venv
-  build/venv/bin/pip install -q --disable-pip-version-check $wanted
+  build/venv/bin/python -m pip install -q --disable-pip-version-check $wanted
   touch "$stamp"
 }
 
