@@ -54,11 +54,11 @@ GUARDED := -Wl,--wrap=natsParser_Parse
 TUNED_amd64 := -mmemcpy-strategy=unrolled_loop:64:noalign,libcall:-1:noalign -mmemset-strategy=unrolled_loop:256:noalign,libcall:-1:noalign
 OPTIMISED := -O2 -ffunction-sections -fdata-sections -ffile-prefix-map=$(CURDIR)=. -g0 $(TUNED_$(ARCH)) $(DEFINED_$(ARCH))
 # At any address, where that can be had: Debian's glibc has no start-up code for it on armhf, and gcc 12 does not link it on riscv64.
-comma := ,
+STATIC_amd64 := -static-pie -Wl,-z,pack-relative-relocs
+STATIC_arm64 := $(STATIC_amd64)
 STATIC_armhf := -static
 STATIC_riscv64 := -static
-STATIC := $(or $(STATIC_$(ARCH)),-static-pie -Wl$(comma)-z$(comma)pack-relative-relocs)
-LINKED := $(STATIC) -Wl,-z,relro,-z,now,-z,noexecstack,--gc-sections,--build-id=none $(GUARDED)
+LINKED := $(STATIC_$(ARCH)) -Wl,-z,relro,-z,now,-z,noexecstack,--gc-sections,--build-id=none $(GUARDED)
 # A ninth of the file would be tables for unwinding the stack: for C++, debuggers, and threads that are cancelled. Who calls
 # for the last finds no such function here. To look at a core, give a debugger build/bench/provider, whose code lies the same.
 NO_UNWINDING := -Wl,-T,deps/left_out.ld,--no-eh-frame-hdr,--wrap=pthread_exit,--wrap=pthread_cancel

@@ -138,9 +138,8 @@ async def test_max_payload(started, peers, limit):
                 await reader.readexactly(int(line.split()[-1]) + 2)
     bad = await peers(script)
     await world.host.put(world.host.consumer_link("bad", url=bad_url(bad)))
-    await until(lambda: bad.accepted, "connected to")
+    await world.provider.wait_log("link bad .*connected to")
     component = await world.component("bad", serve=False)
-    await asyncio.sleep(0)
     for body in (b"", b"x", b"x" * 1000000):
         call = await component.publish("out", body)
         assert call.ok is not None, call
