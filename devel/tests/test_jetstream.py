@@ -419,5 +419,7 @@ async def test_provider_is_killed(world, stream):
     await component.close()
     await world.start(link(world, stream))
     again = await world.component()
-    assert len({(await again.next()).body for _ in range(20)}) == 20
+    bodies = set()
+    while len(bodies) < 20:  # one may come twice: on a busy machine, ack_wait is over before its acknowledgement is there
+        bodies.add((await again.next()).body)
     await stream.settled(20)
