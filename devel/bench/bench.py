@@ -151,14 +151,14 @@ class Run:
                 base64.b64encode(json.dumps(data).encode()) + b"\r\n")
 
     async def start(self):
-        before = len(self.server.connections())
-        connections = before + 1 + (1 if self.binary.is_floor else len(self.links()))
+        newest = max(c["cid"] for c in self.server.connections())  # others may be on their way out
+        connections = 1 + (1 if self.binary.is_floor else len(self.links()))
         function = f"{self.world.lattice}.{KEY}.{CONSUMER}." + ("*" if self.binary.is_floor else "publish")
         wanted = {*self.subjects, *([function] if self.consumer else [])}
         self.spawn()
         end = time.monotonic() + DEADLINE
         while True:
-            now = self.server.connections()
+            now = [c for c in self.server.connections() if c["cid"] > newest]
             if len(now) >= connections and wanted <= {s for c in now for s in c.get("subscriptions_list", [])}:
                 return
             assert self.process.poll() is None and time.monotonic() < end, f"{self.binary.name} does not start"
