@@ -173,6 +173,10 @@ build/bench/floor: devel/bench/floor.c $(filter deps/%,$(SOURCES)) $(HEADERS) | 
 build/bench/reference: devel/bench/reference.sh devel/bench/reference/Cargo.toml devel/bench/reference/Cargo.lock devel/bench/reference/src/main.rs
 	devel/bench/reference.sh
 
+# The wasmCloud host that `./test.sh host` tests with
+build/host/host: devel/host/host.sh devel/host/Cargo.toml devel/host/Cargo.lock devel/host/src/main.rs
+	devel/host/host.sh
+
 build/fuzz/fuzz: devel/fuzz/fuzz.c devel/fuzz/pem.c devel/fuzz/guard.c $(SOURCES) $(HEADERS) devel/glibc_compat.c | build/include
 	@mkdir -p $(@D)
 	clang $(filter-out -Wshadow -Wconversion,$(STANDARD)) $(SANITIZED) -fsanitize=fuzzer -isystem build/include $(filter devel/% deps/left_out.c,$^) $(SAN_LIBRARIES) -lpthread -o $@

@@ -7,6 +7,8 @@
 #                      the seed of an earlier run
 # ./test.sh bench …    measures the provider beside others (devel/bench/bench.py, to which the words go); 8 minutes and, the first
 #                      time, 4 for cargo to build the reference
+# ./test.sh host       the provider's archive in a real wasmCloud host with a real component; the first time cargo builds the
+#                      host, which takes 8 minutes (devel/host/); a second word is the path of a host that is there already
 # ./test.sh demo       shows the main job on real input, and tells what happens
 # ./test.sh PATTERN…   only these black-box tests; the words go to pytest (test_links.py, -k reconnect, -x …)
 # ./test.sh --help     prints this
@@ -33,7 +35,7 @@ emulated_machines() {
   esac
 }
 
-# Names the packages for what this machine lacks, for a mode: all, long, some, soak, demo or bench.
+# Names the packages for what this machine lacks, for a mode: all, long, some, soak, demo, bench or host.
 missing_packages() {
   local tool arch triplet qemu
   has make || echo make
@@ -46,11 +48,12 @@ missing_packages() {
   [ -s /etc/ssl/certs/ca-certificates.crt ] || echo ca-certificates
   [ "$1" != bench ] || has perf || echo linux-perf
   case $1 in demo | bench) return 0 ;; esac
+  [ -e /usr/include/zlib.h ] || echo zlib1g-dev
+  [ "$1" != host ] || return 0
   has file || echo file
   has nm || echo binutils
   has strace || echo strace
   has valgrind || echo valgrind
-  [ -e /usr/include/zlib.h ] || echo zlib1g-dev
   [ "$1" != long ] || echo 'int main;' | clang -fsanitize=fuzzer-no-link,address -xc - -o /dev/null 2>/dev/null || echo clang libclang-rt-dev
   for tool in cppcheck clang-tidy complexity pmccabe; do has $tool || echo $tool; done
   emulated_machines "$1" | while read -r arch triplet qemu; do
@@ -198,8 +201,25 @@ long() {
   emulated riscv64 qemu-riscv64 smoke
 }
 
+# real_host [PATH]   the tests of devel/host, with the host at PATH or the one that cargo builds
+real_host() {
+  local host=${1:-build/host/host} archive=$PWD/build/host/messaging-nats.par.gz machine
+  if [ $# = 0 ] && ! has cargo; then
+    echo "There is no cargo to build a host with: install today's stable Rust by rustup (Debian's is too old), or name a host: ./test.sh host PATH" >&2
+    exit 1
+  fi
+  [ $# = 0 ] || [ -x "$host" ] || { echo "$host is no program" >&2; exit 1; }
+  build
+  build build/par
+  [ $# != 0 ] || build build/host/host
+  machine=$(uname -m)
+  mkdir -p build/host
+  XDG_CONFIG_HOME=$PWD/build/host build/par pack "$archive" --name "NATS messaging" --vendor test --version 0.0.0 --revision 0 "$machine-linux=build/$native/provider"
+  HOST=$(realpath "$host") ARCHIVE=$archive black_box "in a real host" "$PWD/build/$native/provider" -c pytest.ini -p conftest ../host/test_host.py
+}
+
 case ${1:-} in
-  -h | --help) sed -n '2,15s/^# \{0,1\}//p' "$0"; exit 0 ;;
+  -h | --help) sed -n '2,17s/^# \{0,1\}//p' "$0"; exit 0 ;;
   demo)
     install_missing demo
     python_packages demo
@@ -224,11 +244,13 @@ esac
 
 mode=all
 [ $# = 0 ] || mode=some
-[ "$*" != long ] || mode=long
+case "$*" in long | host | "host "*) mode=$1 ;; esac
 install_missing $mode
 python_packages all
 if [ $mode = long ]; then
   long
+elif [ $mode = host ]; then
+  real_host "${@:2}"
 elif [ $mode = some ]; then
   binaries
   black_box "black-box tests: $*" "$PWD/build/$native/provider" "$@"

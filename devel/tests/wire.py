@@ -128,10 +128,12 @@ class XKey:
 
     def seal(self, public, secrets):
         """What a host puts into source_secrets or target_secrets, for the owner of the public xkey."""
+        return list(self.seal_bytes(public, json.dumps(secret_values(secrets)).encode()))
+
+    def seal_bytes(self, public, plain):
+        """Bytes for the owner of the public xkey."""
         from nacl.public import Box, PublicKey
-        nonce = os.urandom(24)
-        box = Box(self.key, PublicKey(raw_key(public))).encrypt(json.dumps(secret_values(secrets)).encode(), nonce)
-        return list(b"xkv1" + bytes(box))
+        return b"xkv1" + bytes(Box(self.key, PublicKey(raw_key(public))).encrypt(plain, os.urandom(24)))
 
 
 def secret_values(secrets):
