@@ -76,6 +76,7 @@ class Host(Provider):
         """Starts the provider with these named configurations of its own, and gives its process id."""
         await self.order(f"provider.start.{self.id}", provider_ref=f"file://{ARCHIVE}", provider_id=KEY, host_id=self.id, config=configs)
         await self.event("provider_started")
+        await self.world.host.health(PATIENCE)  # links that are put before it listens are lost: hosts put them once
         return self.provider()
 
     async def stop_provider(self):
@@ -276,7 +277,7 @@ async def test_stopped_and_started(world, host):
 
 
 async def test_stopped_with_work_in_flight(world, host):
-    """What the component is busy with when the order comes is finished first."""
+    """What the component is busy with when the order comes is finished first, with the calls that it makes for that."""
     await host.put_both()
     await host.start_provider()
     await host.answers(b"before")
@@ -284,7 +285,7 @@ async def test_stopped_with_work_in_flight(world, host):
     reply = asyncio.create_task(world.ask(world.s("in"), f"request {world.s('svc')} wait".encode(), PATIENCE))
     question = await asked.next_msg(PATIENCE)
     stopping = asyncio.create_task(host.stop_provider())
-    await world.unsubscribed(world.s("in"))
+    await host.wait_log("stopping: the host asked for it", PATIENCE)
     await question.respond(b"it was worth it")
     assert await reply == b"it was worth it"
     await stopping
