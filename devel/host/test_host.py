@@ -7,6 +7,7 @@ import asyncio
 import json
 import os
 import signal
+import time
 from collections import defaultdict
 from pathlib import Path
 
@@ -90,13 +91,15 @@ class Host(Provider):
         return int(children[0]) if children else None
 
     async def counted(self, **expected):
-        """Waits until the handler link's counts are these."""
-        async def equal():
+        """Waits until the provider says that the handler link's counts are these."""
+        end = time.monotonic() + PATIENCE
+        while True:
             before = len(self.log("counts: received="))
             os.kill(self.provider(), signal.SIGUSR1)
-            line = await self.wait_log("counts: received=", count=before + 1)
-            return all(f"{name}={n} " in line + " " for name, n in expected.items())
-        await until(equal, f"counts are {expected}; they are {self.log('counts:')[-1:]}")
+            line = await self.wait_log("counts: received=", PATIENCE, before + 1)
+            if all(f"{name}={n}" in line.split() for name, n in expected.items()):
+                return
+            assert time.monotonic() < end, f"not {expected}: {line}"
 
     # links
 
@@ -337,6 +340,7 @@ async def test_secrets(world, host, servers):
     await host.start_provider()
     await host.put("handler", [secret], subscriptions=world.s("in"), cluster_uris=far.url, client_jwt=jwt)
     await host.put("consumer", [secret], cluster_uris=far.url, client_jwt=jwt)
+    await until(lambda: len(far.connections()) == 3, "both links are connected", PATIENCE)
     await host.answers(b"put", server=far, nc=outside)
     await host.stop_provider()
     await host.start_provider()
