@@ -6,6 +6,7 @@ use std::{env, io, time::Duration};
 
 use anyhow::Context as _;
 use tokio::signal::unix::{signal, SignalKind};
+use tokio::time::timeout;
 use wasmcloud_host::url::Url;
 use wasmcloud_host::{WasmbusHost, WasmbusHostConfig};
 
@@ -34,5 +35,5 @@ async fn main() -> anyhow::Result<()> {
         stopped = host.stopped() => { stopped?; }
     }
     drop(host);
-    shutdown.await
+    timeout(Duration::from_secs(5), shutdown).await? // a call that hangs would hold it up for ever
 }
