@@ -14,11 +14,12 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
+from nats.errors import TimeoutError as NatsTimeout
 from nats.js.api import AckPolicy, ConsumerConfig, StreamConfig
 
 import wire
 from lattice import KEY, Provider, flush, until
-from servers import DEADLINE, Accounts, NatsServer
+from servers import DEADLINE, SLOW, Accounts, NatsServer
 
 HOST = os.environ["HOST"]
 ARCHIVE = Path(os.environ["ARCHIVE"]).resolve()
@@ -157,6 +158,14 @@ class Host(Provider):
         assert await self.world.ask(subject, b"echo " + text, PATIENCE, nc) == text
 
 
+    async def answers_at_last(self, text):
+        """The same, where a link has just been put: the order is agreed to before the host and the provider have the link."""
+        async def answered():
+            with contextlib.suppress(NatsTimeout):
+                return await self.world.ask(self.world.s("in"), b"echo " + text, 2 * SLOW) == text
+        await until(answered, f"the component answers {text}", PATIENCE)
+
+
 def gone(pid):
     return not Path(f"/proc/{pid}").exists()
 
@@ -242,7 +251,7 @@ async def test_consumer_link_is_missing(world, host):
     await world.nc.publish(world.s("in"), f"publish {world.s('out')} x".encode())
     await host.wait_log("the component trapped on a message", PATIENCE)
     await host.put("consumer")
-    await host.answers(b"now")
+    await host.answers_at_last(b"now")
 
 
 async def test_jetstream(world, host):
@@ -322,7 +331,8 @@ async def test_links_while_it_runs(world, host):
     """Links that are put, changed, deleted and put again take effect in the provider that runs."""
     pid = await host.start_provider()
     await host.put_both()
-    await host.answers(b"put")
+    await until(lambda: world.server.subscribers(world.s("in")), "subscribed", PATIENCE)
+    await host.answers_at_last(b"put")
     await host.put("handler", subscriptions=f"{world.s('other')},{world.s('more.*')}|group")
     await host.answers(b"changed", "other")
     await world.unsubscribed(world.s("in"))
@@ -335,7 +345,7 @@ async def test_links_while_it_runs(world, host):
     await world.nc.publish(world.s("in"), f"publish {world.s('out')} x".encode())
     await host.wait_log("the component trapped on a message", PATIENCE)
     await host.put("consumer")
-    await host.answers(b"and again")
+    await host.answers_at_last(b"and again")
     assert host.provider() == pid
 
 
