@@ -3011,6 +3011,12 @@ static void on_health(natsMsg *msg) {
     if (is_inbox(asker)) (void)send_to(asker, SPAN(""), NOWHERE, json, (size_t)n);
 }
 
+/* Takes no more calls, but for those of components that still work on a message: they may want to publish their answer. */
+static void stop_serving(void) {
+    EACH_LINK(l) if (l->with_component > 0) return;
+    if (lattice.state == CONN_UP) conn_unsubscribe(&lattice, false);
+}
+
 /* Stops taking work. The loop does the rest: see stop_step(). */
 static void stop_begin(const char *why) {
     if (stop.state != RUNNING) return;
@@ -3018,7 +3024,7 @@ static void stop_begin(const char *why) {
     self.stopping = true;
     stop.deadline_ms = now + SHUTDOWN_MS;
     say(&self.topic, LEVEL_INFO, "stopping: %s", why);
-    if (lattice.state == CONN_UP) conn_unsubscribe(&lattice, false);
+    stop_serving();
     EACH_LINK(l) if (l->conn.state == CONN_UP) conn_unsubscribe(&l->conn, false);
     abandon_calls(NULL, "the provider is stopping", true);
 }
@@ -3126,6 +3132,7 @@ static void on_service(const char *verb, natsMsg *msg) {
 }
 
 static void on_order(enum subject_kind kind, natsMsg *msg) {
+    if (self.stopping) return;
     json_t *json = json_loadb(natsMsg_GetData(msg), (size_t)natsMsg_GetDataLength(msg), 0, NULL);
     if (!json_is_object(json)) say(&self.topic, LEVEL_ERROR, "what came on %s is no JSON object and was ignored", subjects[kind]);
     else if (kind == SUB_SHUTDOWN) on_shutdown(msg, json);
@@ -3199,6 +3206,7 @@ static void stop_answer(void) {
 /* One step of stopping: calls end, links are flushed, the host is answered, the lattice is flushed. Returns true when all is
  * done. The host kills us when it has the answer, so that comes last, with an echo behind it. */
 static bool stop_step(void) {
+    if (stop.state == ENDING_CALLS) stop_serving();
     if (stop.state == ENDING_CALLS && (!links_are_busy() || now >= stop.deadline_ms)) stop_calls();
     if (stop.state == FLUSHING_LINKS && (links_are_flushed() || now >= stop.deadline_ms)) stop_answer();
     return stop.state == FLUSHING_LATTICE && (is_flushed(&lattice) || now >= stop.deadline_ms);

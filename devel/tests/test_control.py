@@ -285,6 +285,24 @@ async def test_shutdown_waits_for_what_is_in_flight(world):
     assert await provider.wait_exit() == 0
 
 
+async def test_shutdown_lets_a_component_finish(world):
+    """A component that has a message when the order comes may still publish for it, and then its answer counts."""
+    provider = await world.start(world.host.consumer_link(), world.host.handler_link(subscriptions=world.s("in")))
+    component = await world.component(serve=False)
+    await component.serve(by_hand=True)
+    heard = await world.listen(world.s("out"))
+    await world.nc.publish(world.s("in"), b"x")
+    invocation = await component.invocation()
+    await invocation.handshake()
+    order = asyncio.create_task(world.host.shutdown())
+    await world.unsubscribed(world.s("in"))  # the order has come, and no more work is taken
+    assert (await component.publish(world.s("out"), b"for it")).ok
+    assert (await heard.next_msg(5)).data == b"for it"
+    await invocation.answer()
+    assert await order == b"shutting down" and await provider.wait_exit() == 0
+    assert provider.log("counts: received=1 handled=1 .* open=0"), provider.lines
+
+
 async def test_shutdown_does_not_wait_for_ever(world):
     """A component that never answers holds it up for 250 ms and no longer: a host kills after 300 ms."""
     provider = await world.start(world.host.handler_link(subscriptions=world.s("in")))
