@@ -3013,8 +3013,9 @@ static void on_health(natsMsg *msg) {
 
 /* Takes no more calls, but for those of components that still work on a message: they may want to publish their answer. */
 static void stop_serving(void) {
+    if (stop.state != ENDING_CALLS || lattice.state != CONN_UP) return;
     EACH_LINK(l) if (l->with_component > 0) return;
-    if (lattice.state == CONN_UP) conn_unsubscribe(&lattice, false);
+    conn_unsubscribe(&lattice, false);
 }
 
 /* Stops taking work. The loop does the rest: see stop_step(). */
@@ -3206,7 +3207,7 @@ static void stop_answer(void) {
 /* One step of stopping: calls end, links are flushed, the host is answered, the lattice is flushed. Returns true when all is
  * done. The host kills us when it has the answer, so that comes last, with an echo behind it. */
 static bool stop_step(void) {
-    if (stop.state == ENDING_CALLS) stop_serving();
+    stop_serving();
     if (stop.state == ENDING_CALLS && (!links_are_busy() || now >= stop.deadline_ms)) stop_calls();
     if (stop.state == FLUSHING_LINKS && (links_are_flushed() || now >= stop.deadline_ms)) stop_answer();
     return stop.state == FLUSHING_LATTICE && (is_flushed(&lattice) || now >= stop.deadline_ms);
