@@ -126,6 +126,10 @@ async def test_backlog_within_the_limits(world, servers, traffic):
     await until(all_there, "all wait with the provider or the component")
     await load.tell("handles 300000")
     await load.until(lambda r: r["handled"] == 20_000, "all handled", 3 * DEADLINE)
+
+    async def all_ended():
+        return (await flood.provider.counts(SLOW_COUNTS))["open"] == 0
+    await until(all_ended, "the last results have arrived")
     counts = await flood.provider.counts(SLOW_COUNTS)
     assert counts["handled"] == counts["received"] == 20_000 and not counts["dropped"], counts
 
