@@ -1372,7 +1372,10 @@ static const char *const count_names[] = {"received", "handled", "error", "trap"
 /* How calls of a function went: a handler link has handle-message, a consumer link the other two. */
 enum function { PUBLISH, REQUEST, HANDLE_MESSAGE, FUNCTIONS };
 static const char *const function_names[] = {"publish", "request", "handle-message"};
-struct tally { uint64_t calls, errors, us; };  /* that ended, that ended without success, their time in all */
+struct tally {
+    uint64_t calls, errors, us;  /* that ended, that ended without success, their time in all */
+    char last_error[120];        /* in words, printable ASCII */
+};
 
 /* A pull consumer of JetStream, from which a handler link takes messages: see room 9. */
 struct consumer {
@@ -1413,7 +1416,6 @@ struct link {
     /* kept by the rooms of calls */
     uint64_t counts[COUNTS];
     struct tally tallies[FUNCTIONS];
-    char last_error[120];      /* in words, printable ASCII */
     unsigned calls;            /* slots it holds */
     unsigned with_component;   /* of them, messages that the component has */
     unsigned unsettled;        /* of them, CALL_OUT and CALL_HELD: writing may bring them on */
@@ -1728,7 +1730,7 @@ static void link_report(const struct link *l, bool asked) {
     EACH_FUNCTION(f, l) {
         const struct tally *t = &l->tallies[f];
         (void)snprintf(words, sizeof(words), "%s: calls=%" PRIu64 " errors=%" PRIu64 " average_us=%" PRIu64 " reconnects=%u last_error=%s", function_names[f],
-                       t->calls, t->errors, average_us(t), conn_reconnects(&l->conn), l->last_error);
+                       t->calls, t->errors, average_us(t), conn_reconnects(&l->conn), t->last_error);
         if (t->calls > 0) write_line(&l->conn.topic, LEVEL_INFO, words);
     }
 }
@@ -1899,7 +1901,7 @@ static void tally(struct link *l, enum function f, enum count outcome, uint64_t 
     t->us += now_us - began_us;
     if (!error) return;
     t->errors++;
-    (void)escaped(l->last_error, sizeof(l->last_error), error, false);
+    (void)escaped(t->last_error, sizeof(t->last_error), error, false);
 }
 
 /* When a call must be looked at again. */
@@ -3098,7 +3100,7 @@ static json_t *endpoint(const struct link *l, enum function f, bool stats) {
                           "queue_group", f == HANDLE_MESSAGE ? "" : queue_group);
     json_t *more = !stats ? json_pack("{s:{s:s}}", "metadata", "link", l->conn.topic.name)
         : json_pack("{s:I, s:I, s:s, s:I, s:I, s:o}", "num_requests", (json_int_t)t->calls, "num_errors", (json_int_t)t->errors,
-                    "last_error", l->last_error, "processing_time", (json_int_t)t->us * 1000,
+                    "last_error", t->last_error, "processing_time", (json_int_t)t->us * 1000,
                     "average_processing_time", (json_int_t)average_us(t) * 1000, "data", endpoint_data(l));
     json_object_update(e, more);
     json_decref(more);

@@ -70,7 +70,7 @@ async def test_stats(named):
     found = endpoints(await ask(named, "STATS"))
     publish, request, handle = (found[f"{function}-echo-default"] for function in ("publish", "request", "handle-message"))
     assert (publish["num_requests"], publish["num_errors"], publish["last_error"]) == (5, 1, "invalid subject")
-    assert (request["num_requests"], request["num_errors"], handle["num_errors"]) == (1, 0, 0)
+    assert (request["num_requests"], request["num_errors"], request["last_error"], handle["num_errors"]) == (1, 0, "", 0)
     assert request["average_processing_time"] == request["processing_time"] > 0 and publish["processing_time"] > 0
     assert handle["num_requests"] == 1 or handle["data"]["in_flight"] == 1  # its answer may be on the way
     assert publish["data"]["dropped"] == publish["data"]["reconnects"] == 0
