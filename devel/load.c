@@ -480,8 +480,9 @@ static void connect_to(struct conn *c, const char *url) {
     must(natsOptions_SetAllowReconnect(opts, false), url);
     must(natsOptions_SetSendAsap(opts, true), url);
     must(natsOptions_SetIOBufSize(opts, 256 * 1024), url);
-    if (strncmp(url, "tls://", 6) == 0) must(natsOptions_SetSecure(opts, true), url);
-    c->secure = strncmp(url, "tls://", 6) == 0 || want.ca;
+    bool tls = strncmp(url, "tls://", 6) == 0;
+    if (tls) must(natsOptions_SetSecure(opts, true), url);
+    c->secure = tls || want.ca;
     if (want.ca) must(natsOptions_LoadCATrustedCertificates(opts, want.ca), url);
     must(natsConnection_Connect(&c->nc, opts), url);
     natsOptions_Destroy(opts);
