@@ -161,6 +161,15 @@ emulated() {
   PROVIDER_RUN=$emulator SLOW=5 black_box "black-box tests of $1 under ${emulator##*/}" "$PWD/build/$1/provider" -n 4 -m "not release and $3"
 }
 
+# has_libraries ARCH   whether its static libraries can be had. An archive's index for the rarer machines is at times out of step
+# with its packages: that is no fault of ours, and they are left out.
+has_libraries() {
+  make -s "ARCH=$1" "deps/sysroot/$1/.complete" && return 0
+  echo "$1 is left out: its libraries cannot be fetched from this archive now"
+  skipped=$((skipped + 1))
+  return 1
+}
+
 # The unit tests on 32 bit, with UBSan
 emulated_unit_tests() {
   local emulator
@@ -187,6 +196,7 @@ everything() {
   SLOW=3 black_box "black-box tests with sanitizers" "$PWD/build/san/provider" -n 4
   [ "$native" = amd64 ] || return 0
   emulated arm64 qemu-aarch64 "not long and not alone"
+  has_libraries armhf || return 0
   emulated_unit_tests
   emulated armhf qemu-arm smoke
 }
@@ -197,8 +207,8 @@ long() {
   lines "fuzzing" make -s fuzz
   black_box "long tests" "$PWD/build/$native/provider" -m long
   [ "$native" = amd64 ] || return 0
-  emulated armhf qemu-arm "not long and not alone"
-  emulated riscv64 qemu-riscv64 smoke
+  ! has_libraries armhf || emulated armhf qemu-arm "not long and not alone"
+  ! has_libraries riscv64 || emulated riscv64 qemu-riscv64 smoke
 }
 
 # real_host [PATH]   the tests of devel/host, with the host at PATH or the one that cargo builds
