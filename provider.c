@@ -202,7 +202,7 @@ static void spares_release(void) {
     }
 }
 
-/* A free block of at least this size, or NULL; the spare ones go before. */
+/* The same; before there is none, the spare blocks are given up. */
 static struct block *block_find_hard(size_t size) {
     struct block *b = block_find(size);
     if (b) return b;
@@ -797,7 +797,7 @@ struct conn {
     struct {               /* of this time that it is UP */
         uint64_t up_ms, heard_ms, asked_ms;  /* when it came up, was last heard, was last asked for a sign of life */
         uint64_t given, written; /* bytes of messages that nats.c got to write, and of them those that the kernel has taken */
-        size_t capacity;   /* what that buffer has grown to, about */
+        size_t capacity;   /* what nats.c's write buffer has grown to, about */
         size_t max_payload;/* the most bytes that a message may have, headers included: as many as the server takes */
         bool blocked;      /* the socket takes no more: wait for POLLOUT */
         bool echoed;       /* what conn_ask_echo() sent has come back */
@@ -3107,19 +3107,22 @@ static json_t *endpoint(const struct link *l, enum function f, bool stats) {
     return e;
 }
 
-static json_t *service_answer(const char *verb) {
-    json_t *json = json_pack("{s:s, s:s, s:s, s:{}}", "name", PROVIDER_NAME, "id", service.id, "version", PROVIDER_VERSION, "metadata");
-    json_t *endpoints = json_array();
-    bool stats = *verb == 'S';
-    json_object_set_new(json, "type", json_sprintf("io.nats.micro.v1.%s_response", stats ? "stats" : *verb == 'I' ? "info" : "ping"));
+static json_t *endpoints(bool stats) {
+    json_t *list = json_array();
     EACH_LINK(l) {
         if (l->leaving) continue;
-        EACH_FUNCTION(f, l) json_array_append_new(endpoints, endpoint(l, f, stats));
+        EACH_FUNCTION(f, l) json_array_append_new(list, endpoint(l, f, stats));
     }
+    return list;
+}
+
+static json_t *service_answer(const char *verb) {
+    json_t *json = json_pack("{s:s, s:s, s:s, s:{}}", "name", PROVIDER_NAME, "id", service.id, "version", PROVIDER_VERSION, "metadata");
+    bool stats = *verb == 'S', ping = *verb == 'P';
+    json_object_set_new(json, "type", json_sprintf("io.nats.micro.v1.%s_response", stats ? "stats" : ping ? "ping" : "info"));
     if (stats) json_object_set_new(json, "started", json_string(service.started));
-    if (!stats) json_object_set_new(json, "description", json_string("wasmcloud:messaging@0.2.0 over NATS, for lattice and link connections"));
-    if (*verb != 'P') json_object_set(json, "endpoints", endpoints);
-    json_decref(endpoints);
+    else json_object_set_new(json, "description", json_string("wasmcloud:messaging@0.2.0 over NATS, for lattice and link connections"));
+    if (!ping) json_object_set_new(json, "endpoints", endpoints(stats));
     return json;
 }
 
