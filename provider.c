@@ -106,7 +106,7 @@ struct block {
     struct block *next, **at;  /* only while it is free, in the payload: the next in its list, and what points to it */
 };
 
-enum { SPARES = 64 }; /* sizes of 16, 32, … 1,008 bytes */
+enum { SPARES = 64 }; /* sizes of up to 1,008 bytes, in steps of ALIGN */
 static struct block *spares[SPARES];  /* by size, one each; they count as in use. The loop's thread alone touches them */
 static _Thread_local bool keeps_spares;
 
@@ -3039,7 +3039,7 @@ static void on_shutdown(natsMsg *msg, const json_t *json) {
     stop_begin("the host asked for it");
 }
 
-enum subject_kind { SUB_PUBLISH, SUB_REQUEST, SUB_HEALTH, SUB_SHUTDOWN, SUB_PUT, SUB_PUT_XKEY, SUB_DELETE, SUB_CONFIG, SUB_KINDS };
+enum subject_kind { SUB_PUBLISH = PUBLISH, SUB_REQUEST = REQUEST, SUB_HEALTH, SUB_SHUTDOWN, SUB_PUT, SUB_PUT_XKEY, SUB_DELETE, SUB_CONFIG, SUB_KINDS };
 
 /* The subjects that we listen to on the lattice, and the queue group of the functions; made by subjects_start(). */
 static char subjects[SUB_KINDS][3 * ID_MAX], queue_group[2 * ID_MAX];
@@ -3061,7 +3061,7 @@ static void subjects_start(void) {
 static struct { bool off; char id[ID_MAX], started[32]; } service;
 static const char *const service_verbs[] = {"PING", "INFO", "STATS"};
 
-/* The id is the host's name for this process, if it gave one. */
+/* The id is the host's name for this process, if it gave one; else as random as an inbox. */
 static void service_start(const char *instance) {
     json_t *setting = find_setting(NULL, "lattice_service");
     struct timespec t;
