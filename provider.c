@@ -3131,8 +3131,9 @@ static void on_service(const char *verb, natsMsg *msg) {
     struct span asker = span_of(natsMsg_GetReply(msg));
     if (!is_inbox(asker)) return;
     json_t *json = service_answer(verb);
-    char *text = json_dumps(json, JSON_COMPACT);
-    if (text) (void)send_to(asker, SPAN(""), NOWHERE, text, strlen(text));
+    size_t len = json_dumpb(json, NULL, 0, JSON_COMPACT);
+    char *text = len > 0 ? malloc(len) : NULL;
+    if (text) (void)send_to(asker, SPAN(""), NOWHERE, text, json_dumpb(json, text, len, JSON_COMPACT));
     json_decref(json);
     free(text);
 }

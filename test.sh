@@ -20,7 +20,7 @@ cd "$(dirname "$0")"
 export PATH=$PATH:/usr/sbin:/sbin LC_ALL=C.UTF-8 PYTHONPYCACHEPREFIX=$PWD/build/pycache PYTHONUNBUFFERED=1
 
 native=$(uname -m | sed 's/x86_64/amd64/;s/aarch64/arm64/')
-passed=0 failed=0 skipped=0
+passed=0 failed=0 skipped=0 failures=
 
 say() { printf '\n== %s\n' "$*"; }
 has() { command -v "$1" >/dev/null 2>&1; }
@@ -110,12 +110,15 @@ reference() {
 
 # ---- suites
 
-# Adds up a suite: one that failed counts at least one failure, one that ran nothing is a failure.
+# add NAME STATUS PASSED FAILED SKIPPED LOG   adds up a suite: one that failed counts at least one failure, one that ran nothing
+# is a failure. LOG has lines that begin with FAIL; they are shown again at the end, where a long output is read.
 add() {
-  local name=$1 status=$2 p=$3 f=$4 s=$5
+  local name=$1 status=$2 p=$3 f=$4 s=$5 log=$6
   [ "$status" = 0 ] || [ "$f" -gt 0 ] || f=1
   [ "$((p + f))" -gt 0 ] || { echo "$name: no test ran"; f=1; }
+  [ "$f" = 0 ] || failures+=$(echo "== failed: $name"; grep -aA 3 '^FAIL ' "$log" | cut -c1-300 | head -40 || true)$'\n'
   passed=$((passed + p)) failed=$((failed + f)) skipped=$((skipped + s))
+  rm -f "$log"
 }
 
 # black_box NAME PROVIDER [PYTEST-ARGUMENT…]   PROVIDER_RUN and SLOW from the environment
@@ -126,20 +129,19 @@ black_box() {
   totals=$(mktemp)
   (cd devel/tests && PROVIDER=$provider TOTALS=$totals exec ../../build/venv/bin/python -m pytest ${CI:+-q --color=no} "$@") || status=$?
   read -r p f s <"$totals" || true
-  rm -f "$totals"
-  add "$name" "$status" "$p" "$f" "$s"
+  add "$name" "$status" "$p" "$f" "$s" "$totals"
 }
 
 # unit_tests NAME COMMAND…
 unit_tests() {
-  local name=$1 status=0 p f
+  local name=$1 status=0 log p f
   shift
   say "$name"
-  mkdir -p build
-  "$@" 2>&1 | tee build/unit.log || status=$?
-  p=$(grep -oE '[0-9]+ passed' build/unit.log | tail -1 | cut -d' ' -f1 || true)
-  f=$(grep -oE '[0-9]+ failed' build/unit.log | tail -1 | cut -d' ' -f1 || true)
-  add "$name" "$status" "${p:-0}" "${f:-0}" 0
+  log=$(mktemp)
+  "$@" 2>&1 | tee "$log" || status=$?
+  p=$(grep -oE '[0-9]+ passed' "$log" | tail -1 | cut -d' ' -f1 || true)
+  f=$(grep -oE '[0-9]+ failed' "$log" | tail -1 | cut -d' ' -f1 || true)
+  add "$name" "$status" "${p:-0}" "${f:-0}" 0 "$log"
 }
 
 # lines NAME COMMAND…   a suite that prints a line that begins with ok or FAIL for each thing that it looks at
@@ -149,8 +151,7 @@ lines() {
   say "$name"
   log=$(mktemp)
   "$@" 2>&1 | tee "$log" || status=$?
-  add "$name" "$status" "$(grep -c '^ok ' "$log")" "$(grep -c '^FAIL ' "$log")" 0
-  rm -f "$log"
+  add "$name" "$status" "$(grep -c '^ok ' "$log")" "$(grep -c '^FAIL ' "$log")" 0 "$log"
 }
 
 # emulated ARCH QEMU MARKERS   black-box tests of another machine's binary; those that measure the release binary are about ours
@@ -267,5 +268,6 @@ elif [ $mode = some ]; then
 else
   everything
 fi
+[ -z "$failures" ] || printf '\n%s' "$failures"
 printf '\n%d passed, %d failed, %d skipped\n' "$passed" "$failed" "$skipped"
 [ "$failed" = 0 ] && [ "$passed" -gt 0 ]

@@ -364,6 +364,15 @@ static void to_jetstream(const struct link *l, const char *subject, const char *
     MUST(!"a subject that a handler link may use");
 }
 
+/* The service protocol's questions, and who asks them: the answer is whole, and tells the type that fits the question. */
+static const char *const questions[] = {"$SRV.PING", "$SRV.INFO", "$SRV.STATS"}, asker[] = "S.rv";
+static void to_asker(const void *data, size_t len) {
+    json_t *json = json_loadb(data, len, 0, NULL);
+    const char *type = json_string_value(json_object_get(json, "type"));
+    MUST(type && strncmp(type, "io.nats.micro.v1.", 17) == 0 && json_is_array(json_object_get(json, "endpoints")) == !strstr(type, "ping"));
+    json_decref(json);
+}
+
 static natsStatus world_send(natsConnection *nc, const char *subject, const char *reply, const void *data, int len) {
     struct server *s = (struct server *)(void *)nc;
     struct conn *c = conn_of(nc);
@@ -375,7 +384,8 @@ static natsStatus world_send(natsConnection *nc, const char *subject, const char
     if (status != NATS_OK) return status;
     const struct link *l = (const struct link *)(void *)c;
     if (c != &lattice && l->is_handler) to_jetstream(l, subject, reply, (struct span){data, (size_t)len});
-    if (c == &lattice && strncmp(subject, "C.", 2) == 0) to_caller(subject, reply, data, (size_t)len);
+    if (c == &lattice && strcmp(subject, asker) == 0) to_asker(data, (size_t)len);
+    else if (c == &lattice && strncmp(subject, "C.", 2) == 0) to_caller(subject, reply, data, (size_t)len);
     else if (c == &lattice && reply) to_component(reply, data, (size_t)len);
     else if (c != &lattice && !l->is_handler && (reply || strncmp(subject, c->inbox, c->inbox_len) != 0)) { /* no echo */
         bool own = reply && strncmp(reply, c->inbox, c->inbox_len) == 0;
@@ -1100,6 +1110,7 @@ static void happen(struct link *handler, struct link *const consumers[2]) {
     }
     default:
         if (n & 1) arrive(&lattice, message(subjects[SUB_HEALTH], n & 2 ? "H.ealth" : NULL, (struct span){0}));
+        else if (n & 8) arrive(&lattice, message(questions[n / 16 % 3], asker, (struct span){0}));
         else if (n & 4) arrive(&lattice, message(subjects[SUB_SHUTDOWN], n & 2 ? "H.alt" : NULL, span_of("{\"host_id\":\"NHOST\"}")));
         else (void)may_read(handler);
     }

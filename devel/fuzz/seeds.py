@@ -108,6 +108,7 @@ def calls(lines):
             seed("calls", head + handled * 5 + shaken + end + handled)
         seed("calls", head + bytes([128 + 3, 0]) + short(b"t.big") + shaken + bytes([128 + 13, 0, 13, 0, 13, 0]) + ok)
         seed("calls", head + bytes([15, 3, 15, 0, 9, 1]) + short(b"x.y") + short(b""))
+        seed("calls", head + handled + bytes([15, 8, 15, 24, 15, 40]))  # the questions of the service protocol
 
 
 def orders(lines, host, box):

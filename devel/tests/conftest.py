@@ -9,7 +9,7 @@ import pytest_asyncio
 
 import lattice
 from lattice import PROVIDER, RUN, World
-from servers import Certificates, Cluster, NatsServer
+from servers import Certificates, Cluster, NatsServer, witnesses
 from traffic import Traffic
 
 SANITIZED = "/san/" in PROVIDER
@@ -32,12 +32,27 @@ def pytest_collection_modifyitems(items):
                 item.add_marker(skip)
 
 
+def pytest_runtest_setup():
+    witnesses[:] = [one for one in witnesses if one.running]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport():
+    """A test that failed shows what the processes beside it said last."""
+    report = yield
+    if report.failed:
+        report.sections += [(str(one), "".join(line.rstrip("\n") + "\n" for line in one.lines[-30:])) for one in witnesses]
+    return report
+
+
 def pytest_sessionfinish(session):
-    """Writes "passed failed skipped" to the file named by TOTALS."""
+    """Writes "passed failed skipped", and a line for each test that failed, to the file named by TOTALS."""
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     if reporter and os.environ.get("TOTALS"):
         count = {name: len(reporter.stats.get(name, [])) for name in ("passed", "failed", "error", "skipped")}
-        Path(os.environ["TOTALS"]).write_text(f"{count['passed']} {count['failed'] + count['error']} {count['skipped']}\n")
+        failed = [f"FAIL {report.nodeid}\n" for name in ("failed", "error") for report in reporter.stats.get(name, [])]
+        totals = f"{count['passed']} {count['failed'] + count['error']} {count['skipped']}\n"
+        Path(os.environ["TOTALS"]).write_text(totals + "".join(failed))
 
 
 @pytest.fixture(scope="session")

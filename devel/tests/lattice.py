@@ -18,7 +18,7 @@ from nats.errors import NoRespondersError
 from nats.errors import TimeoutError as NatsTimeout
 
 import wire
-from servers import DEADLINE, SLOW
+from servers import DEADLINE, SLOW, witnesses
 from wire import Message
 
 HERE = Path(__file__).resolve().parent
@@ -87,7 +87,11 @@ class Provider:
             await self.process.stdin.drain()
         self.process.stdin.close()
         self.reader = asyncio.create_task(self._read())
+        witnesses.append(self)
         return self
+
+    def __str__(self):
+        return f"provider {self.pid}"
 
     async def _read(self):
         async for line in self.process.stderr:

@@ -18,6 +18,8 @@ SLOW = float(os.environ.get("SLOW", "1"))  # sanitizers and emulation take longe
 DEADLINE = 10 * SLOW
 NATS_SERVER = os.environ.get("NATS_SERVER", "nats-server")
 
+witnesses = []  # processes of the test that runs, whose last lines are shown if it fails: each has `lines` and `running`
+
 
 class NatsServer:
     """A nats-server on loopback ports that were free, described by a configuration file.
@@ -34,6 +36,14 @@ class NatsServer:
         self.process = None
         self.lines = []
         self.news = threading.Condition()
+        witnesses.append(self)
+
+    def __str__(self):
+        return f"nats-server {self.address}"
+
+    @property
+    def running(self):
+        return bool(self.process) and self.process.poll() is None
 
     @property
     def address(self):
@@ -57,7 +67,7 @@ class NatsServer:
 
     def stop(self, how=signal.SIGKILL):
         """Ends it as a crash does."""
-        if self.process and self.process.poll() is None:
+        if self.running:
             self.process.send_signal(how)
             self.process.wait(6 * DEADLINE)  # a disk that is busy keeps even a killed process
         return self
