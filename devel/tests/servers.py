@@ -86,8 +86,7 @@ class NatsServer:
 
     def connections(self):
         """Its clients, as connz tells them: dictionaries with cid, name, subscriptions_list, …"""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.http_port}/connz?subs=1&limit=4096", timeout=DEADLINE) as page:
-            return json.load(page)["connections"]
+        return self.monitored("connz?subs=1&limit=4096")["connections"]
 
     def subscribers(self, subject):
         """The cids of the clients that are subscribed to exactly this subject."""
@@ -95,8 +94,12 @@ class NatsServer:
 
     def slow_consumers(self):
         """How many clients it has cut off because they read too slowly."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.http_port}/varz", timeout=DEADLINE) as page:
-            return json.load(page)["slow_consumers"]
+        return self.monitored("varz")["slow_consumers"]
+
+    def monitored(self, page):
+        """What its monitoring says on a page, such as "varz"."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.http_port}/{page}", timeout=DEADLINE) as answer:
+            return json.load(answer)
 
     def wait_line(self, pattern, timeout=DEADLINE, since=0):
         end = time.monotonic() + timeout
