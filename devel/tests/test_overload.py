@@ -11,7 +11,7 @@ from servers import DEADLINE, nats_server_of
 from traffic import Site, Traffic, check
 
 pytestmark = [pytest.mark.release, pytest.mark.alone]
-PUBLISHED_IN = 60  # s; the bursts themselves take 0.2 and 3 s
+PUBLISHED_IN = 120  # s; the bursts themselves take 0.2 and 3 s, beside much else that the machine does a minute
 SLOW_COUNTS = "-> slow .*counts:"
 OTHERS = 19  # niceness of what floods: on two cores it would otherwise be the scheduler that is measured
 
