@@ -1238,27 +1238,19 @@ static void headers_write(char *at, const struct header *headers) {
     (void)mempcpy(at, "\r\n", 2);
 }
 
-/* `head` is headers_size(). */
-static natsStatus publish_with_headers(struct conn *c, struct span subject, struct span reply,
-                                       const struct header *headers, size_t head, const void *data, size_t len) {
+/* A message with headers, of which `head` is headers_size(). NULL: no memory. */
+static natsMsg *message_make(struct span subject, struct span reply, const struct header *headers, size_t head, const void *data, size_t len) {
     natsMsg *msg = NULL;
     natsStatus s = natsMsg_createWithPadding(&msg, subject.at, (int)subject.len, reply.at, (int)reply.len, NULL, (int)(head + len), 0, (int)head);
-    if (s != NATS_OK) return s;
+    if (s != NATS_OK) return NULL;
     headers_write((char *)headers_of(msg).at, headers);
     if (len) memcpy((char *)natsMsg_GetData(msg), data, len);
-    s = natsConnection_PublishMsg(c->nc, msg);
-    natsMsg_free(msg);
-    return s;
+    return msg;
 }
 
-/* Whether nats.c's write buffer, which grows and never shrinks, may take this many bytes more. */
-static bool conn_has_room(struct conn *c, size_t bytes) {
-    size_t wanted = conn_waiting(c) + bytes;
-    if (wanted > c->write_max + (bytes < 4096 ? 64 * 1024 : 0)) return false; /* small answers get through for longer */
-    if (wanted <= c->io.capacity) return true;
-    if (!arena_spares(wanted + wanted / 8, wanted + wanted / 8, net.up > LINKS_MAX ? 0 : LINKS_MAX + 1 - net.up)) return false;
-    c->io.capacity = wanted + wanted / 10;
-    return true;
+/* Whether so many bytes more may wait in nats.c's write buffer. */
+static bool conn_has_room(const struct conn *c, size_t bytes) {
+    return conn_waiting(c) + bytes <= c->write_max + (bytes < 4096 ? 64 * 1024 : 0); /* small answers get through for longer */
 }
 
 /* Whether a connection takes a message of so many bytes, with `all` that goes with it in the protocol. */
@@ -1268,6 +1260,16 @@ static enum posted conn_takes(struct conn *c, size_t payload, size_t all) {
     if (conn_has_room(c, all)) return POSTED;
     conn_write(c); /* the socket may take what is in the way */
     return conn_has_room(c, all) ? POSTED : POST_FULL;
+}
+
+/* Whether there is memory for so many bytes more in nats.c's write buffer, which grows and never shrinks. */
+static bool buffer_may_grow(struct conn *c, size_t bytes) {
+    size_t wanted = conn_waiting(c) + bytes;
+    if (wanted <= c->io.capacity) return true;
+    if (arena_spares(wanted + wanted / 8, wanted + wanted / 8, net.up > LINKS_MAX ? 0 : LINKS_MAX + 1 - net.up))
+        return c->io.capacity = wanted + wanted / 10, true;
+    conn_write(c); /* what the socket takes needs no room */
+    return conn_waiting(c) + bytes <= c->io.capacity;
 }
 
 static const struct span NOWHERE = {0}; /* a message that wants no reply */
@@ -1284,23 +1286,32 @@ static size_t wire_size(size_t subject, size_t reply, size_t head, size_t len) {
     return line + (head ? 1 + digits_of(head) + 1 : 0) + head + len + 2;
 }
 
-/* Gives a message to nats.c, which writes it when the loop says so. Subjects were checked, and have a NUL behind them; there
- * may be no reply and no headers. */
-static enum posted post(struct conn *c, struct span subject, struct span reply, const struct header *headers,
-                        const void *data, size_t len) {
-    size_t head = headers_size(headers);
-    size_t all = wire_size(subject.len, reply.len, head, len);
-    enum posted p = conn_takes(c, len + head, all);
-    if (p != POSTED) return p;
-    natsStatus s = head ? publish_with_headers(c, subject, reply, headers, head, data, len)
+/* The last step of post(). */
+static enum posted hand_over(struct conn *c, struct span subject, struct span reply, natsMsg *with_headers, const void *data, size_t len) {
+    natsStatus s = with_headers ? natsConnection_PublishMsg(c->nc, with_headers)
                    : reply.at ? natsConnection_PublishRequest(c->nc, subject.at, reply.at, data, (int)len)
                               : natsConnection_Publish(c->nc, subject.at, data, (int)len);
-    if (s == NATS_OK) return c->io.given += all, POSTED;
+    if (s == NATS_OK) return POSTED;
     if (s != NATS_NO_MEMORY) return s == NATS_MAX_PAYLOAD ? POST_TOO_LARGE : POST_DOWN;
     /* nats.c may have buffered half of a message, and the next bytes would be read as part of it: nothing of this
      * connection may be written any more (nats.c, pub.c) */
     c->io.broken = "out of memory in the middle of a message";
     return POST_FAILED;
+}
+
+/* Gives a message to nats.c, which writes it when the loop says so. Subjects were checked, and have a NUL behind them; there
+ * may be no reply and no headers. What finds no memory is POST_FULL before nats.c has any of it, and the connection stands. */
+static enum posted post(struct conn *c, struct span subject, struct span reply, const struct header *headers,
+                        const void *data, size_t len) {
+    size_t head = headers_size(headers);
+    size_t all = wire_size(subject.len, reply.len, head, len);
+    enum posted p = conn_takes(c, len + head, all);
+    natsMsg *msg = p == POSTED && head ? message_make(subject, reply, headers, head, data, len) : NULL;
+    if (p == POSTED && ((head && !msg) || !buffer_may_grow(c, all))) p = POST_FULL; /* asked when the message has its memory */
+    if (p == POSTED) p = hand_over(c, subject, reply, msg, data, len);
+    natsMsg_free(msg);
+    if (p == POSTED) c->io.given += all;
+    return p;
 }
 
 /* Sends a message to ourselves: when it has come back (c->io.echoed), the server has read all that was written before. */

@@ -346,6 +346,27 @@ async def test_malloc_that_fails(checked, every, least, rounds):
     await fail_at_random(checked, every, every, rounds, least)
 
 
+async def test_no_memory_for_a_message_to_the_component(checked):
+    """What finds no memory on its way to the lattice waits until there is some. The connection stands: nats.c has got nothing of
+    the message yet."""
+    world, body = checked, evil_body(100_000)
+    between = len(body) + 220  # what comes in is smaller, what goes out, with headers and longer subjects, larger
+    provider, echo = await start_tiny(world, binary=FAILING, env={"FAIL_EVERY": "1", "FAIL_FROM": str(between)})
+    await world.outside.publish("in", body)  # from here on nats.c's buffers are large enough
+    assert (await echo.next()).body == body
+    provider.process.send_signal(signal.SIGUSR2)
+    await world.outside.publish("in", body)
+    await flush(world.outside)
+
+    async def waits():
+        counts = await provider.counts("-> echo .*counts:")
+        return counts["received"] == 2 and counts["open"] == 1
+    await until(waits, "the second message waits")
+    assert (await world.host.health())["healthy"] and not lost(provider), lost(provider)
+    provider.process.send_signal(signal.SIGUSR2)
+    assert (await echo.next()).body == body
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("every", [3, 10, 50, 300])
 async def test_malloc_that_fails_for_long(checked, every):
