@@ -1248,9 +1248,14 @@ static natsMsg *message_make(struct span subject, struct span reply, const struc
     return msg;
 }
 
-/* Whether so many bytes more may wait in nats.c's write buffer. */
-static bool conn_has_room(const struct conn *c, size_t bytes) {
-    return conn_waiting(c) + bytes <= c->write_max + (bytes < 4096 ? 64 * 1024 : 0); /* small answers get through for longer */
+/* Whether nats.c's write buffer, which grows and never shrinks, may take this many bytes more. */
+static bool conn_has_room(struct conn *c, size_t bytes) {
+    size_t wanted = conn_waiting(c) + bytes;
+    if (wanted > c->write_max + (bytes < 4096 ? 64 * 1024 : 0)) return false; /* small answers get through for longer */
+    if (wanted <= c->io.capacity) return true;
+    if (!arena_spares(wanted + wanted / 8, wanted + wanted / 8, net.up > LINKS_MAX ? 0 : LINKS_MAX + 1 - net.up)) return false;
+    c->io.capacity = wanted + wanted / 10;
+    return true;
 }
 
 /* Whether a connection takes a message of so many bytes, with `all` that goes with it in the protocol. */
@@ -1260,16 +1265,6 @@ static enum posted conn_takes(struct conn *c, size_t payload, size_t all) {
     if (conn_has_room(c, all)) return POSTED;
     conn_write(c); /* the socket may take what is in the way */
     return conn_has_room(c, all) ? POSTED : POST_FULL;
-}
-
-/* Whether there is memory for so many bytes more in nats.c's write buffer, which grows and never shrinks. */
-static bool buffer_may_grow(struct conn *c, size_t bytes) {
-    size_t wanted = conn_waiting(c) + bytes;
-    if (wanted <= c->io.capacity) return true;
-    if (arena_spares(wanted + wanted / 8, wanted + wanted / 8, net.up > LINKS_MAX ? 0 : LINKS_MAX + 1 - net.up))
-        return c->io.capacity = wanted + wanted / 10, true;
-    conn_write(c); /* what the socket takes needs no room */
-    return conn_waiting(c) + bytes <= c->io.capacity;
 }
 
 static const struct span NOWHERE = {0}; /* a message that wants no reply */
@@ -1300,14 +1295,14 @@ static enum posted hand_over(struct conn *c, struct span subject, struct span re
 }
 
 /* Gives a message to nats.c, which writes it when the loop says so. Subjects were checked, and have a NUL behind them; there
- * may be no reply and no headers. What finds no memory is POST_FULL before nats.c has any of it, and the connection stands. */
+ * may be no reply and no headers. For what finds no memory the connection is POST_FULL, and stands: nats.c has none of it. So
+ * the copy with headers comes first, and then the question whether there is memory for the write buffer, too. */
 static enum posted post(struct conn *c, struct span subject, struct span reply, const struct header *headers,
                         const void *data, size_t len) {
     size_t head = headers_size(headers);
     size_t all = wire_size(subject.len, reply.len, head, len);
-    enum posted p = conn_takes(c, len + head, all);
-    natsMsg *msg = p == POSTED && head ? message_make(subject, reply, headers, head, data, len) : NULL;
-    if (p == POSTED && ((head && !msg) || !buffer_may_grow(c, all))) p = POST_FULL; /* asked when the message has its memory */
+    natsMsg *msg = head ? message_make(subject, reply, headers, head, data, len) : NULL;
+    enum posted p = head && !msg ? POST_FULL : conn_takes(c, len + head, all);
     if (p == POSTED) p = hand_over(c, subject, reply, msg, data, len);
     natsMsg_free(msg);
     if (p == POSTED) c->io.given += all;
