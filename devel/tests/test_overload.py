@@ -13,6 +13,7 @@ from traffic import Site, Traffic, check
 pytestmark = [pytest.mark.release, pytest.mark.alone]
 PUBLISHED_IN = 120  # s; the bursts themselves take 0.2 and 3 s, beside much else that the machine does a minute
 SLOW_COUNTS = "-> slow .*counts:"
+UNNOTICED_US = 1000  # a turn of the loop reads 32 kB of a flood, some 200 messages, which cost 1.1 µs each; more than a few turns is a queue
 OTHERS = 19  # niceness of what floods: on two cores it would otherwise be the scheduler that is measured
 
 
@@ -85,7 +86,7 @@ async def overload(worlds, lattice, server, traffic, count, handles, silence=0, 
         assert counts["error"] <= told["error"] and counts["trap"] <= told["trap"], (counts, told)
         assert resident <= promised_kb()
         assert server.slow_consumers() == 0 and not flood.provider.log("connection lost"), flood.provider.log("connection")
-        if min(within) <= 2 * min(beside):
+        if min(within) <= max(2 * min(beside), UNNOTICED_US):
             break
     else:
         pytest.fail("the calm link became slower by more than twice")
