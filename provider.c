@@ -3045,7 +3045,8 @@ static void on_shutdown(natsMsg *msg, const json_t *json) {
     stop_begin("the host asked for it");
 }
 
-enum subject_kind { SUB_PUBLISH = PUBLISH, SUB_REQUEST = REQUEST, SUB_HEALTH, SUB_SHUTDOWN, SUB_PUT, SUB_PUT_XKEY, SUB_DELETE, SUB_CONFIG, SUB_KINDS };
+enum subject_kind { SUB_PUBLISH = PUBLISH, SUB_REQUEST, SUB_HEALTH, SUB_SHUTDOWN, SUB_PUT, SUB_PUT_XKEY, SUB_DELETE, SUB_CONFIG, SUB_KINDS };
+_Static_assert((int)SUB_REQUEST == (int)REQUEST, "a function and its subject have the same number");
 
 /* The subjects that we listen to on the lattice, and the queue group of the functions; made by subjects_start(). */
 static char subjects[SUB_KINDS][3 * ID_MAX], queue_group[2 * ID_MAX];
