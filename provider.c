@@ -202,7 +202,7 @@ static void spares_release(void) {
     }
 }
 
-/* The same; before there is none, the spare blocks are given up. */
+/* As block_find(); but before it finds none, the spare blocks are given up. */
 static struct block *block_find_hard(size_t size) {
     struct block *b = block_find(size);
     if (b) return b;
@@ -1866,7 +1866,7 @@ static struct record *record_make(struct link *l, struct trace t, const uint8_t 
     return r;
 }
 
-/* Adds parameters to a record; one that is too small is replaced. False, with the record as it was: as above. */
+/* Adds parameters to a record; one that is too small is replaced. False: as record_make(), and the record is as it was. */
 static bool record_add(struct link *l, struct record **r, const void *more, size_t len) {
     if ((*r)->len + len > (*r)->room) {
         size_t room = MIN(2 * ((*r)->len + len), PARAMS_MAX);
@@ -3138,11 +3138,9 @@ static void on_service(const char *verb, natsMsg *msg) {
     struct span asker = span_of(natsMsg_GetReply(msg));
     if (!is_inbox(asker)) return;
     json_t *json = service_answer(verb);
-    size_t len = json_dumpb(json, NULL, 0, JSON_COMPACT);
-    char *text = len > 0 ? malloc(len) : NULL;
-    if (text) (void)send_to(asker, SPAN(""), NOWHERE, text, json_dumpb(json, text, len, JSON_COMPACT));
+    size_t len = json_dumpb(json, (char *)scratch, sizeof(scratch), JSON_COMPACT); /* 0: no memory; or how many it would be */
+    if (len > 0 && len <= sizeof(scratch)) (void)send_to(asker, SPAN(""), NOWHERE, scratch, len);
     json_decref(json);
-    free(text);
 }
 
 static void on_order(enum subject_kind kind, natsMsg *msg) {

@@ -364,8 +364,8 @@ static void to_jetstream(const struct link *l, const char *subject, const char *
     MUST(!"a subject that a handler link may use");
 }
 
-/* The service protocol's questions, and who asks them: the answer is whole, and tells the type that fits the question. */
-static const char *const questions[] = {"$SRV.PING", "$SRV.INFO", "$SRV.STATS"}, asker[] = "S.rv";
+/* Who asks the service protocol's questions: the answer is whole, and has what its type has. */
+static const char asker[] = "S.rv";
 static void to_asker(const void *data, size_t len) {
     json_t *json = json_loadb(data, len, 0, NULL);
     const char *type = json_string_value(json_object_get(json, "type"));
@@ -1110,7 +1110,7 @@ static void happen(struct link *handler, struct link *const consumers[2]) {
     }
     default:
         if (n & 1) arrive(&lattice, message(subjects[SUB_HEALTH], n & 2 ? "H.ealth" : NULL, (struct span){0}));
-        else if (n & 8) arrive(&lattice, message(questions[n / 16 % 3], asker, (struct span){0}));
+        else if (n & 8) (void)snprintf(subject, sizeof(subject), "$SRV.%s", service_verbs[n / 16 % 3]), arrive(&lattice, message(subject, asker, (struct span){0}));
         else if (n & 4) arrive(&lattice, message(subjects[SUB_SHUTDOWN], n & 2 ? "H.alt" : NULL, span_of("{\"host_id\":\"NHOST\"}")));
         else (void)may_read(handler);
     }
