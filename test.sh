@@ -111,12 +111,12 @@ reference() {
 # ---- suites
 
 # add NAME STATUS PASSED FAILED SKIPPED LOG   adds up a suite: one that failed counts at least one failure, one that ran nothing
-# is a failure. LOG has lines that begin with FAIL; they are shown again at the end, where a long output is read.
+# is a failure. LOG has lines that begin with FAIL; they, and what is indented below, are shown again at the end of a long output.
 add() {
   local name=$1 status=$2 p=$3 f=$4 s=$5 log=$6
   [ "$status" = 0 ] || [ "$f" -gt 0 ] || f=1
   [ "$((p + f))" -gt 0 ] || { echo "$name: no test ran"; f=1; }
-  [ "$f" = 0 ] || failures+=$(echo "== failed: $name"; grep -aA 3 '^FAIL ' "$log" | cut -c1-300 | head -40 || true)$'\n'
+  [ "$f" = 0 ] || failures+=$(echo "== failed: $name"; awk '/^[^ ]/ { on = /^FAIL / } on' "$log" | cut -c1-300 | head -40 || true)$'\n'
   passed=$((passed + p)) failed=$((failed + f)) skipped=$((skipped + s))
   rm -f "$log"
 }

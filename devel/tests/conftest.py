@@ -41,7 +41,7 @@ def pytest_runtest_makereport():
     """A test that failed shows what the processes beside it said last."""
     report = yield
     if report.failed:
-        report.sections += [(str(one), "".join(line.rstrip("\n") + "\n" for line in one.lines[-30:])) for one in witnesses]
+        report.sections += [(str(one), "\n".join(line.rstrip("\n") for line in one.lines[-30:])) for one in witnesses]
     return report
 
 
@@ -49,10 +49,9 @@ def pytest_sessionfinish(session):
     """Writes "passed failed skipped", and a line for each test that failed, to the file named by TOTALS."""
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     if reporter and os.environ.get("TOTALS"):
-        count = {name: len(reporter.stats.get(name, [])) for name in ("passed", "failed", "error", "skipped")}
+        passed, skipped = (len(reporter.stats.get(name, [])) for name in ("passed", "skipped"))
         failed = [f"FAIL {report.nodeid}\n" for name in ("failed", "error") for report in reporter.stats.get(name, [])]
-        totals = f"{count['passed']} {count['failed'] + count['error']} {count['skipped']}\n"
-        Path(os.environ["TOTALS"]).write_text(totals + "".join(failed))
+        Path(os.environ["TOTALS"]).write_text(f"{passed} {len(failed)} {skipped}\n" + "".join(failed))
 
 
 @pytest.fixture(scope="session")

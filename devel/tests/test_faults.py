@@ -85,7 +85,7 @@ async def stop_node(s, cluster, node):
             groups = [(await s.js.stream_info("stream")).cluster, (await s.js.consumer_info("stream", "stream")).cluster]
             followers = [r for n in cluster.nodes for r in n.monitored("jsz")["meta_cluster"].get("replicas", ())]
             return (all(g and g.leader and all(r.current and not r.offline for r in g.replicas) for g in groups)
-                    and len(followers) == 2 and all(r["current"] and not r.get("offline") for r in followers))
+                    and len(followers) == len(cluster.nodes) - 1 and all(r["current"] and not r.get("offline") for r in followers))
     await until(in_step, "JetStream, the stream and the consumer are in step on all nodes", 6 * DEADLINE)
 
 
