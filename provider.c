@@ -1,438 +1,3295 @@
 /* messaging-nats - a wasmCloud capability provider for wasmcloud:messaging@0.2.0 over NATS, in one file.
+ * SPDX-License-Identifier: Apache-2.0
  *
- * A wasmCloud host runs WebAssembly components. A component that publishes messages, asks questions of a subject, or is
- * called for each message of a subscription is *linked* to a provider: this program. The host starts it, writes one line
- * of *host data* to its standard input, and from then on everything goes over NATS:
+ * A wasmCloud host runs WebAssembly components. A component that publishes messages, asks questions of a
+ * subject, or is called for each message of a subscription is *linked* to a provider: this program. The
+ * host starts it, writes one line of *host data* to its standard input, and from then on everything goes
+ * over NATS:
  *
- *     component ── publish, request ──▶ lattice ──▶ provider ──▶ the link's NATS server      (calls from components)
- *     component ◀── handle-message ─── lattice ◀── provider ◀── the link's NATS server       (calls to components)
+ *     component ── publish, request ──▶ lattice ──▶ provider ──▶ the link's server    (calls from components)
+ *     component ◀── handle-message ─── lattice ◀── provider ◀── the link's server    (calls to components)
  *
- * The *lattice* is the NATS server that hosts and providers share; calls on it are wRPC. Each link has a connection of its
- * own, to the server that its configuration names. The file is a house of twelve rooms; each uses only those before it:
+ * The *lattice* is the NATS server that hosts and providers share; calls on it are wRPC. A *link* joins one
+ * component to this provider. Each link has a connection of its own, to the server that its configuration
+ * names. Read the four structs of section 2 first: conn, link, call and delivery. Everything else is what
+ * happens to them. Each section below begins with what it does, and names the functions that the others
+ * use.
  *
- *      1 memory                 the arena under every library
- *      2 log                    one line, one write; what would repeat a thousand times is counted
- *      3 wire values            how wRPC writes strings, lists, options and results
- *      4 keys and secrets       nkeys, and the secrets of links
- *      5 connections            connecting threads, and nats.c in our loop
- *      6 links                  what a host asks for, merged with the defaults
- *      7 calls                  slots, inboxes, answers
- *      8 calls from components  publish and request
- *      9 JetStream              pull consumers: what is asked for, and acknowledged
- *     10 calls to components    handle-message, its backlog and its pauses
- *     11 control                link put and delete, config update, health, shutdown
- *     12 the loop, and main     and the host data that starts it
+ *      1 what this is           this page
+ *      2 the data               the tables, and the picture of each state machine
+ *      3 main, and the loop     start, wait, read, what is due, write
+ *      4 the lattice            a table of subjects, and orders of the host
+ *      5 publish, request       calls from components
+ *      6 handle-message         calls to components, and the queue before them
+ *      7 JetStream              pull consumers; may be skipped
+ *      8 wRPC                   slots, inboxes, handshakes, answers, and the value codec
+ *      9 links                  put, change, delete, and what comes by their connections
+ *     10 connections            nats.c in our loop; what servers refuse, and leaving one that will close
+ *     11 control                health, shutdown, the service protocol, host data, --check
  *
- * All of this runs on one thread, in the loop at the end. nats.c keeps three threads of its own, which do nothing here, and
- * each attempt to connect runs on a thread that lives as long as the attempt; what that may touch is said in room 5.
- * "protocol:" in a comment points to the public source of a fact about the wire: wasmCloud's host and provider-sdk (1.0.4,
- * 1.9.2), the crate wrpc-transport-nats, the component model's value encoding, the NATS client protocol.
+ * What holds at all times:
+ *
+ *  1. One thread runs all of this, and nothing in it waits but epoll. An attempt to connect runs on a
+ *     thread of its own, which touches what struct conn says and no more.
+ *  2. Memory is one arena, under every library, and the tables of section 2. What finds none fails whole,
+ *     with an error text for whoever asked; provider.h has the sums, and the compiler checks them.
+ *  3. A call is one slot, from call_take() to call_free(). Between the two only call_set() changes its
+ *     state, and with it all that is counted. It ends when its outcome was delivered, not when it is known.
+ *  4. A message that came for a component is counted once as received, and once as what became of it; what
+ *     is neither is in its link's queue, or with the component: `open` in the counts.
+ *  5. What JetStream delivered is acknowledged, given back, or reported in progress until it is.
+ *  6. Bytes of others are checked before they get into a subject, a header, a log line or JSON.
+ *  7. A connection that we end is drained first: what it had promised goes out, what was on its way comes
+ *     in.
+ *
+ * Errors are texts, which reach log, health and component as they are: a function that can fail returns
+ * NULL, or why it failed, in words that name the remedy where there is one. Those that return bool say what
+ * false means.
+ *
+ * "protocol:" in a comment points to the public source of a fact about the wire: wasmCloud's host and
+ * provider-sdk (1.0.4, 1.9.2), the crate wrpc-transport-nats, the component model's value encoding, NATS.
  */
 #define _GNU_SOURCE
 #include "provider.h"
 
-#include <ctype.h>
+#include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
-#include <netdb.h>
-#include <nss.h>
-#include <poll.h>
 #include <pthread.h>
 #include <signal.h>
-#include <stdarg.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/epoll.h>
 #include <sys/eventfd.h>
+#include <sys/ioctl.h>
+#include <sys/param.h>
 #include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
 
-#include <jansson.h>
+#include <linux/sockios.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <nats/nats.h>
 #include <sodium.h>
 
-#include "deps/guard.h"
-#include "deps/tls.h"
+#include "deps/arena.h"
+#include "deps/dial.h"
+#include "deps/headers.h"
+#include "deps/host_data.h"
+#include "deps/jetstream.h"
+#include "deps/json.h"
+#include "deps/jwt.h"
+#include "deps/log.h"
+#include "deps/micro.h"
+#include "deps/openssl_shim.h"
+#include "deps/parser_guard.h"
+#include "deps/pem.h"
+#include "deps/process.h"
+#include "deps/refusals.h"
+#include "deps/servers.h"
+#include "deps/settings.h"
+#include "deps/text.h"
+#include "deps/url.h"
+#include "deps/xkey.h"
 
-#define COUNT_OF(array) (sizeof(array) / sizeof(array)[0])
-#define MIN(a, b) ((a) < (b) ? (a) : (b))
-#define MAX(a, b) ((a) > (b) ? (a) : (b))
-
-struct span { const char *at; size_t len; }; /* bytes that belong to somebody else */
-
-/* Milliseconds and microseconds since some moment in the past; never set back, unlike the time of day. The loop reads the clock
- * once a turn, and again when it has written, and keeps it here, where everybody reads it. */
-static uint64_t now, now_us;
-
-static void read_clock(void) {
-    struct timespec t;
-    (void)clock_gettime(CLOCK_MONOTONIC, &t);
-    now_us = (uint64_t)t.tv_sec * 1000000 + (uint64_t)t.tv_nsec / 1000;
-    now = now_us / 1000;
-}
+#define BIT(n) (1u << (n))
+/* For a large buffer that each call needs: all other variables are zero from where they are declared, see
+ * the Makefile. */
+#define UNSET __attribute__((uninitialized))
 
 /*
- * ---- 1 memory --------------------------------------------------------------------------------------------------------
+ * ---- 2 the data -----------------------------------------------------------------------------------------
  *
- * One static arena, and nothing else: no brk, no mmap, no surprise after three years. It is what malloc() means in this
- * program, for the libraries as well as for libc. Free blocks hang in lists by size, two for each power of two, and a bit
- * map says which lists are not empty: taking and giving back cost the same few instructions however long the program has
- * run. Neighbours that are free are joined. Our own code takes a block only for what must wait: see records, in room 7.
+ * - conn: a connection to a NATS server, the lattice's or a link's
+ * - link: one component's link to this provider: its settings, its connection, its queue, its counts
+ * - delivery: a message for a component, from a subscription or a consumer, until it was handled
+ * - call: one invocation over the lattice, in either direction
  *
- * nats.c takes and gives back a block or two for each message, always of the same few sizes. So the loop's thread keeps the
- * last block of each small size that it gave back, and takes it again without the lock.
- *
- * In:  sizes. Out: memory, or NULL. Touches: the arena. Any thread may use it.
+ * Times end in _ms or _us, and are read from the clock once a turn of the loop. Lengths are in bytes.
  */
-struct block;
-static struct {
-    pthread_mutex_t lock;
-    size_t in_use, peak;  /* bytes, heads included */
-    uint64_t taken;       /* how often a block was asked for, ever */
-    bool ready;
-    uint64_t some;        /* bit n: list n is not empty */
-    struct block *list[64];
-} arena = {.lock = PTHREAD_MUTEX_INITIALIZER};
+static uint64_t now_ms, now_us; /* since some moment in the past; never set back; see read_clock() */
 
-#ifndef SYSTEM_MALLOC /* sanitizers bring their own */
-
-struct block {
-    struct block *before;      /* the block before this one in memory, or NULL */
-    size_t size;               /* of the payload, in bytes; the lowest bit says that the block is free */
-    struct block *next, **at;  /* only while it is free, in the payload: the next in its list, and what points to it */
+enum {
+    LATTICE_CONNS = 2, /* the one that is used, and one that takes over */
+    /* the lattice's; each link's; those that take over, or drain */
+    CONNS_MAX = LATTICE_CONNS + LINKS_MAX + LINKS_LEAVING_MAX,
+    /* all of them may be deleted, and as many be put, before the first has left */
+    LINK_SLOTS = 2 * LINKS_MAX,
+    SECRET_LEN = 12,                   /* 60 random bits in base32 make an inbox one of a kind */
+    SLOT_LEN = 3,                      /* digits of a call's slot, in base 16 from 'A' on */
+    TOKEN_LEN = SLOT_LEN + SECRET_LEN, /* of a call's inbox */
+    TRACE_MAX = 512,                   /* a trace header that is longer is not passed on */
+    ERROR_MAX = 256,                   /* an error text for a component, cut if it is longer */
+    CALL_HEAD = 100,                   /* of a message's parameters, kept for log lines about it */
 };
 
-enum { SPARES = 64 }; /* sizes of up to 1,008 bytes, in steps of ALIGN */
-static struct block *spares[SPARES];  /* by size, one each; they count as in use. The loop's thread alone touches them */
-static _Thread_local bool keeps_spares;
+/* A connection.
+ *
+ *             ┌─────────────── conn_lost ───────────────┐
+ *             ▼                                         │
+ *    FREE   WAITING ── conn_connect ──▶ CONNECTING ──▶ UP ── conn_drain ──▶ DRAINING ── conn_free ──▶ FREE
+ *     │       ▲  ▲                       │  ▲   conn_came_up
+ *     │       │  └─ the attempt failed ──┘  │
+ *     └───────┴───────── conn_start ────────┘
+ *
+ * WAITING ends after a pause that doubles. CONNECTING ends when the thread has reported; nobody can end it
+ * earlier. DRAINING: unsubscribed; it ends when nothing needs it, and the server has read what was written;
+ * or when its time is over, and it has no users and takes no bytes, or another needs its place.
+ * One that is not wanted any more while it is WAITING or CONNECTING goes on to FREE; so does one whose
+ * attempt failed while another with the same settings goes on: that of a server that will close. */
+enum conn_state { CONN_FREE, CONN_WAITING, CONN_CONNECTING, CONN_UP, CONN_DRAINING };
+enum report { REPORT_NONE, REPORT_UP, REPORT_FAILED };
 
-enum { ALIGN = 16, HEAD = offsetof(struct block, next) < ALIGN ? ALIGN : offsetof(struct block, next) };
+/* What asks the server for an answer to everything before it: a message to ourselves. */
+enum probe { PROBE_NONE, PROBE_SENT, PROBE_BACK };
 
-static _Alignas(4096) uint8_t arena_bytes[ARENA_BYTES + sizeof(struct block)];
+struct call_list {
+    struct call *first, *last;
+};
 
-static void *payload(struct block *b) { return (uint8_t *)b + HEAD; }
-/* The asm hides from gcc where the pointer came from: before what malloc() returns it expects no memory of ours. */
-static struct block *block_of(void *p) { __asm__("" : "+r"(p)); return (struct block *)(void *)((uint8_t *)p - HEAD); }
-static struct block *block_after(struct block *b) { return (struct block *)(void *)((uint8_t *)b + HEAD + b->size); }
-static size_t rounded(size_t size) { return size < 2 * ALIGN ? 2 * ALIGN : (size + ALIGN - 1) & ~(size_t)(ALIGN - 1); }
+struct conn {
+    /* constant while it is not FREE */
+    json_t *settings;           /* key to text: deps/settings.h; owned, and never changed */
+    char name[2 * ID_MAX + 24]; /* for `nats server report connections`: program, component, link */
+    char inbox[INBOX_MAX];      /* what is sent to "{inbox}…" comes back to us; ends with ".c." */
+    size_t inbox_len;
+    bool is_lattice; /* the lattice's: that which is used, the next, or one that drains */
+    bool vital; /* it may use what the arena keeps free: the lattice's, and one that is to give memory back */
 
-static unsigned list_for(size_t size) {
-    unsigned top = 31 - (unsigned)__builtin_clz((unsigned)size);
-    return 2 * top + (size >> (top - 1) & 1);
-}
+    /* the attempt's: the loop leaves them alone until the thread has reported */
+    natsConnection *nc;
+    natsSock fd;
+    char outcome[320];    /* the server that it reached, or why it reached none */
+    struct servers named; /* servers that INFO named, of this connection alone: they get its credentials */
 
-static void block_list(struct block *b) {
-    unsigned list = list_for(b->size);
-    b->at = &arena.list[list];
-    b->next = *b->at;
-    if (b->next) b->next->at = &b->next;
-    *b->at = b;
-    b->size |= 1;
-    arena.some |= 1ull << list;
-}
+    /* written by nats.c's callbacks, on any thread */
+    atomic_int report;
+    atomic_bool wants_write, closed;
 
-static void block_unlist(struct block *b) {
-    b->size &= ~(size_t)1;
-    *b->at = b->next;
-    if (b->next) b->next->at = b->at;
-    if (!arena.list[list_for(b->size)]) arena.some &= ~(1ull << list_for(b->size));
-}
+    atomic_bool unwanted; /* set by the loop: no further attempt of the connecting thread is worth while */
 
-/* A free block of at least this size, or NULL: the first of its own list if that fits, else one of a list where each does. */
-static struct block *block_find(size_t size) {
-    unsigned list = list_for(size);
-    if (arena.list[list] && arena.list[list]->size >= size) return arena.list[list];
-    uint64_t larger = arena.some & ~((2ull << list) - 1);
-    return larger ? arena.list[__builtin_ctzll(larger)] : NULL;
-}
+    /* the loop's */
+    enum conn_state state;
+    struct link *link;   /* whose it is; NULL: the lattice's, or of a link that is gone */
+    struct topic *topic; /* what its log lines are about */
+    char error[320];     /* why it is not UP, or "" */
+    uint64_t jwt_ms;     /* when its user's JWT is next looked at */
+    uint64_t ping_ms;    /* silence after which it is asked for a sign of life */
+    uint64_t due_ms;     /* WAITING: the next attempt; DRAINING: from then on it may have to go */
+    unsigned failures;   /* attempts since it last stood for a while */
+    unsigned times_up;   /* how often it came up, ever */
+    unsigned users;      /* calls that are being written to it or await a reply, deliveries to acknowledge */
+    struct call_list writing; /* calls in CALL_WRITING (the lattice's: CALL_SENT), in the order of bytes */
+    struct {                  /* of this time that it is up */
+        uint64_t up_ms;       /* when it came up */
+        uint64_t heard_ms;    /* when it was last heard */
+        uint64_t asked_ms;    /* when it was last asked for a sign of life, or the question was on its way */
+        uint64_t given;       /* bytes of messages that nats.c got to write */
+        uint64_t written;     /* bytes of them that the kernel has taken */
+        size_t capacity;      /* what nats.c's write buffer has grown to, about; it never shrinks */
+        size_t max_payload;   /* the largest message that the server takes, headers included */
+        bool headers;         /* the server takes headers */
+        enum probe probe;     /* the last flush probe; see conn_probe() */
+        uint64_t probed;      /* `given` behind it */
+        uint64_t acked;       /* bytes that the peer's kernel had acknowledged, when it was last looked at */
+        uint64_t acked_ms;    /* when they had become more */
+        unsigned probes;      /* how many were sent: the number of the last */
+        uint64_t probe_ms;    /* when that was */
+        bool blocked;         /* the socket takes no more: wait for POLLOUT */
+        uint64_t blocked_ms;  /* when it last did so */
+        uint32_t watched;     /* what epoll looks for at its socket; 0: it does not know of it yet */
+        uint32_t found;       /* what it found there in this turn */
+        bool more;            /* there is input that epoll does not see: TLS had read ahead */
+        bool hears_lattice;   /* a link's: its server passes the lattice's traffic on to it */
+        struct guard guard;   /* reads what the server says */
+        bool refused;         /* the server refuses some publishes or subscriptions: see on_refused() */
+        bool news;            /* and the log does not have all of it yet */
+        struct refusals publishes; /* the publishes among them; net.subs knows of subscriptions */
+        uint64_t ask_ms;           /* when the subscriptions are tried again; 0: none is to be */
+        unsigned asks;             /* how often they were in a row */
+        uint64_t move_ms;          /* its server will close: when to try to leave it; 0: it will not */
+        bool stays;                /* no other server was there for it */
+        uint64_t busy_ms;          /* DRAINING: when it was last seen to be needed */
+        const char *error;         /* why the loop wants it closed, or NULL */
+    } io;
+};
 
-/* Puts a block that is in no list back, joined with its neighbours if they are free. */
-static void block_release(struct block *b) {
-    struct block *after = block_after(b), *before = b->before;
-    if (after->size & 1) {
-        block_unlist(after);
-        b->size += HEAD + after->size;
+/* What becomes of messages and calls. A link that delivers: received = all others up to returned + open. */
+enum count { RECEIVED, HANDLED, ERROR, TRAP, TIMEOUT, DROPPED, RETURNED, CALLS, OK, FAILED, COUNTS };
+static const char *const count_names[] = {"received", "handled",  "error", "trap", "timeout",
+                                          "dropped",  "returned", "calls", "ok",   "failed"};
+
+enum function { PUBLISH, REQUEST, HANDLE_MESSAGE, FUNCTIONS };
+static const char *const function_names[] = {"publish", "request", "handle-message"};
+
+struct tally {
+    uint64_t calls, errors, us; /* calls that ended, that ended without success, their time in all */
+    char last_error[120];       /* as log_escape() leaves it */
+};
+
+/* protocol: broker-message of wasmcloud:messaging/types@0.2.0. The bytes belong to somebody else. */
+struct message {
+    struct span subject, body, reply_to;
+    bool has_reply;
+};
+
+/* W3C trace context headers, or NULL. */
+struct trace {
+    const char *parent, *state;
+};
+
+/* A message for a component: a block of the arena, counted in its link's bytes. It is in its link's queue,
+ * or in a call of handle-message that needs its bytes still. One of a consumer lives until JetStream was
+ * told of it. */
+struct delivery {
+    struct delivery *next; /* behind it in the queue */
+    uint32_t number;       /* in the order of arrival, to find its place again */
+    uint32_t params_len;   /* of the encoded broker-message */
+    uint16_t trace;        /* length of the trace headers, each with its NUL */
+    uint16_t ack; /* length of the subject on which JetStream is told, with its NUL; 0: a subscription's */
+    /* here begin trace headers and params of a subscription's; what follows has one of a consumer before */
+    uint16_t since_s; /* when it came, in seconds, as far as 16 bits hold */
+    uint8_t consumer; /* its place in the link's table */
+    uint8_t epoch;    /* of the consumer, when it came */
+    uint8_t conn;     /* the place of the connection that it came by; 0: that is gone */
+    char bytes[];     /* ack subject, trace headers, params */
+};
+
+struct queue {
+    struct delivery *first, *last;
+};
+
+/* What shows that a consumer's error is over. */
+enum proof {
+    PROOF_INFO, /* CONSUMER.INFO is answered */
+    PROOF_PULL, /* a request for messages brings one, or stands */
+    PROOF_ACK,  /* what JetStream is told of a message is not refused */
+};
+
+/* A pull consumer of JetStream, from which a link takes messages.
+ *
+ *     UNUSED ── consumers_apply ──▶ UNKNOWN ── CONSUMER.INFO ──▶ ASKED ── its answer ──▶ READY ⟲ MSG.NEXT
+ *                                    ▲  consumer_failed, and a pause │                     │
+ *                                    └───────────────────────────────┴─────────────────────┘
+ */
+enum consumer_state { CONSUMER_UNUSED, CONSUMER_UNKNOWN, CONSUMER_ASKED, CONSUMER_READY };
+
+struct consumer {
+    enum consumer_state state;
+    struct link *link;
+    json_t *entry;                    /* its entry in the link's settings; owned */
+    struct js_name name;              /* in the entry */
+    const char *group;                /* its priority group, or NULL; in the entry */
+    char pin[JS_PIN_MAX];             /* what shows that the group is pinned to us, or "" */
+    uint64_t max_messages, max_bytes; /* of one request, as the link wants it; 0: no limit */
+    struct js_consumer allowed;       /* what JetStream says of it */
+    uint8_t epoch;      /* how often it was made anew, as far as 8 bits hold: it counts messages anew then */
+    bool removed;       /* from the settings: nothing more is asked for */
+    uint64_t gone_ms;   /* removed: by then its last request has ended */
+    bool known;         /* JetStream has said what it allows */
+    bool same;          /* on this connection, too: it may be told there of messages that came by another */
+    bool moved;         /* this connection took over from one before, and INFO is still to come on it */
+    bool other;         /* the consumer on the connection before was another */
+    bool large;         /* its next message is larger than what was asked for */
+    bool brought;       /* the request under way brought something */
+    unsigned wanted;    /* messages that it is still to bring; 0: none is under way */
+    struct conn *asked; /* the connection of the last question */
+    size_t reserved;    /* bytes of the backlog that are promised to it */
+    unsigned open;      /* deliveries in the queue and with the component */
+    uint32_t question;  /* number of the last question, in the inbox for its answer */
+    uint32_t info;      /* number of the CONSUMER.INFO whose answer is awaited; 0: none is */
+    uint32_t pull;      /* number of the request for messages that is under way; 0: none is */
+    uint64_t last;      /* number of its last delivery, of those that JetStream counts for it, */
+    uint64_t last_time; /* and the time of its message */
+    uint64_t due_ms;    /* UNKNOWN: when to ask; else: when to give up waiting for a sign of it */
+    uint64_t info_ms;   /* READY: when to ask for CONSUMER.INFO again */
+    uint64_t progress_ms; /* when JetStream must hear that its open deliveries are worked on */
+    unsigned failures;    /* since a request for messages brought one, or stood */
+    enum proof needs;     /* what ends the error */
+    /* PROOF_ACK: since the error JetStream was told of a message, and was asked for INFO behind that */
+    enum { TOLD_NOTHING, TOLD, ASKED_BEHIND } told;
+    char error[200]; /* why it gives no messages, or what is told of them does not get through; or "" */
+};
+
+/* A link.
+ *
+ *     FREE ── link_put ──▶ RUNNING ── link_leave ──▶ LEAVING ── all its calls have ended, link_free ──▶ FREE
+ *                 │           ▲
+ *                 └──▶ WRONG ─┘ ── link_leave ──▶ LEAVING      (its settings cannot be used as they are)
+ */
+enum link_state { LINK_FREE, LINK_WRONG, LINK_RUNNING, LINK_LEAVING };
+
+/* Its component takes what comes; has all that it may have; and so has the queue. */
+enum load { LOAD_LIGHT, LOAD_BEHIND, LOAD_FULL };
+
+struct link {
+    enum link_state state;
+    bool delivers; /* it calls the component, for each message; else it serves publish and request */
+    bool renew;    /* its settings are to be looked at again: there was no memory, or no place */
+    char component[ID_MAX], name[ID_MAX];
+    struct topic topic;
+    json_t *definition;         /* in one form for all versions of hosts: deps/settings.h */
+    json_t *settings;           /* what it runs with, merged with the defaults */
+    char error[FAULT_LIST_MAX]; /* why it, or its newest settings, cannot be used, or "" */
+    uint64_t leave_by_ms;       /* LEAVING: when its calls are ended in any case */
+    struct conn *conn;          /* serves; NULL while none is free */
+    struct conn *next;          /* comes up beside it, to take its place; or NULL */
+
+    /* links that deliver */
+    char subject[3 * ID_MAX]; /* where the component's host listens for our calls */
+    bool subscribed;          /* it has subscriptions */
+    bool overhears;           /* one of them has a wildcard: it may match what we send ourselves */
+    bool has_consumers;       /* some places in the table below are, or were, in use */
+    uint64_t max_in_flight, handler_timeout_ms;
+    struct consumer consumers[CONSUMERS_PER_LINK];
+    struct queue plain;  /* deliveries of subscriptions that wait for the component */
+    struct queue stored; /* deliveries of consumers that do */
+    bool stored_turn;    /* which of the two is served next */
+    unsigned queued;     /* how many wait in both */
+    uint32_t arrivals;   /* number of the last delivery */
+    enum load load;      /* the heaviest since next_pause_ms was set */
+    uint64_t pause_until_ms, next_pause_ms;
+    unsigned absences;        /* how often in a row nobody ran the component */
+    uint64_t absent_until_ms; /* until then, what consumers delivered is not tried again */
+
+    /* links that serve */
+    struct call_list outbox; /* calls that wait for room in the connection, oldest first */
+    uint64_t after_ms;       /* until then they wait for what the connection before it still writes, too */
+
+    unsigned calls;     /* slots it holds, but for CALL_ANSWERED and CALL_SENT */
+    unsigned in_flight; /* of them, CALL_INVOKED: what max_in_flight bounds */
+    size_t bytes;       /* of deliveries and buffers */
+    uint64_t counts[COUNTS];
+    struct tally tallies[FUNCTIONS];
+};
+
+/* Bytes of a call of a component that wait: its parameters and trace headers, or its result. A block of the
+ * arena, counted in its link's bytes. */
+struct buffer {
+    uint32_t len, room;     /* of the parameters, or of the result */
+    uint16_t parent, state; /* lengths of the trace headers, with their NULs */
+    char bytes[];           /* trace headers, then the rest */
+};
+
+/* What has been read of the result of handle-message, result<_, string>. It may come in any number of
+ * chunks; nothing is kept but the beginning of its text. */
+struct result {
+    enum { AT_TAG, AT_LENGTH, AT_TEXT, AT_END } at;
+    uint8_t shift, kept; /* of the next byte of the length; bytes of text */
+    bool is_error;
+    uint64_t len; /* of the text still to come */
+    char text[120];
+};
+
+/* A call, over NATS. Rc is an inbox of the caller, Rs one of who serves. protocol: wrpc-transport-nats 0.22
+ * to 0.29.
+ *
+ *     caller ─ parameters, or the first chunk of them ─▶ subject of the function        (reply: Rc)
+ *     caller ◀─ empty: the handshake ── Rc                                              (reply: Rs)
+ *     caller ─ the other chunks, then an empty message ─▶ Rs.params
+ *     caller ◀─ the result, in chunks, then an empty message ── Rc.results
+ *     caller ◀─ a string: the call failed (hosts of 1.0) ── Rc.error
+ *
+ * The caller *hears* us when it has registered its inboxes; hosts since 1.4.1 *acknowledge* a handshake by
+ * an empty message to Rs.params. A call is a *slot* of a table while it lasts; its states:
+ *
+ * to a component:    TAKEN ── invoke ──▶ INVOKED ── delivery_end ──▶ FREE
+ *                                           └── JetStream cannot be told ──▶ SETTLING ──▶ FREE
+ *
+ * from a component:  TAKEN ─┬─ more parameters ──▶ PARAMS ─┐
+ *                           │         ┌────────────────────┤
+ *                           ├─────────┴─ no room ──▶ OUTBOX ┤
+ *                           └───────────┬────────────────┬──┘
+ *                            publish ──▶ WRITING         └──▶ ASKED ◀── request
+ *                                          └───── answer ──────┘
+ *              ANSWERED ── the caller hears us, the lattice takes it ──▶ SENT ── written ──▶ FREE
+ *                 ▲                                                       │
+ *                 └──────────── the lattice's connection broke ───────────┘  (any state may be answered)
+ */
+enum call_state {
+    CALL_FREE,
+    CALL_TAKEN,    /* for as long as it takes to find out what becomes of it */
+    CALL_INVOKED,  /* the component's host has it: its result is awaited */
+    CALL_SETTLING, /* its result is here, and the connection away on which JetStream is to be told */
+    CALL_PARAMS,   /* more parameters are to come; from here on: calls of components */
+    CALL_OUTBOX,   /* its link's connection has no room */
+    CALL_WRITING,  /* publish: the kernel has not taken its bytes yet */
+    CALL_ASKED,    /* request: no reply yet */
+    CALL_ANSWERED, /* its result waits until the caller hears us, and the lattice takes it */
+    CALL_SENT,     /* the kernel has not taken the bytes of its result yet */
+    CALL_STATES,
+};
+
+struct call {
+    enum call_state state;
+    bool is_request;    /* from a component: request, not publish */
+    bool handshaken;    /* to a component: its host has answered */
+    bool heard;         /* from a component: its caller has registered its inboxes */
+    bool acknowledges;  /* from a component: its host answers a handshake */
+    bool nobody;        /* from a component: nobody listened to its inbox when it was last written to */
+    uint8_t absences;   /* how often in a row that was so */
+    bool is_end;        /* no call: it tells a component's host that no parameters follow */
+    bool unsure;        /* to a component: the lattice's connection broke; what came meanwhile is lost */
+    enum count outcome; /* SETTLING: what became of it */
+    uint16_t pause_ms;  /* to the next handshake (from a component), or end of the parameters (to one) */
+    uint16_t brief_len; /* bytes of `brief` */
+    uint32_t first;     /* to a component: bytes of the delivery's parameters that went out already */
+    uint32_t sent;      /* bytes of the parameters (to a component), of the result (from one) that went out */
+    char token[TOKEN_LEN];      /* of its inbox; NULs while nobody was told of one */
+    struct call *next, *before; /* in the list of free slots, an outbox, or what is being written */
+    struct link *link;
+    struct conn *home;    /* of the lattice: where its inboxes are, or (SENT) which has its result */
+    struct conn *conn;    /* WRITING, ASKED: the connection of the link that has it */
+    uint64_t deadline_ms; /* of its state */
+    uint64_t again_ms;    /* when a handshake, a result or the end of parameters is sent again; 0: never */
+    uint64_t began_us;    /* when its component called, or was called */
+    uint64_t out_at;      /* WRITING, SENT: done when the connection has written so many bytes */
+    size_t needs;         /* PARAMS: bytes to have before it is worth another try to decode them */
+    union {
+        struct delivery *delivery; /* to a component: whose bytes it still needs; or NULL */
+        struct buffer *buffer;     /* from a component: parameters, or a long result; or NULL */
+    };
+    union { /* this and what follows is not cleared when a slot is taken */
+        struct {
+            struct result result;    /* to a component */
+            uint8_t head_len;        /* bytes of `head` */
+            uint8_t head[CALL_HEAD]; /* beginning of its parameters: the subject, for log lines */
+        };
+        uint8_t brief[256]; /* ANSWERED: a short result, which needs no block */
+    };
+    size_t reply_len;
+    char reply[INBOX_MAX]; /* the other side's inbox: Rc of a caller, Rs of the component's host */
+};
+
+static struct conn conns[CONNS_MAX];
+static struct conn *lattice = &conns[0]; /* what is sent to hosts goes out there */
+static struct conn *lattice_next;        /* comes up to take over from it, or NULL */
+static struct link links[LINK_SLOTS];
+static size_t conns_fresh = 1, links_fresh; /* from here on never used: their memory is not touched */
+static struct link no_link = {.topic = {.kind = "lattice"}}; /* of calls that have none, or outlive theirs */
+
+static struct {
+    struct call slots[CALLS_MAX];
+    struct call *free;    /* those that were used before */
+    size_t fresh;         /* slots from this one on were never used */
+    unsigned used;        /* not FREE */
+    unsigned answered;    /* of them, ANSWERED */
+    uint64_t next_due_ms; /* when one of them must be looked at */
+    uint64_t repeated;    /* handshakes */
+} calls;
+
+/* What BACKLOG_MAX bounds, in bytes. The sum of `bytes` and `reserved` never exceeds it. */
+static struct {
+    size_t bytes;    /* of all deliveries and buffers */
+    size_t plain;    /* of them, of deliveries of subscriptions: these leave `kept` free */
+    size_t reserved; /* promised to what consumers have been asked for */
+    size_t kept;     /* what all consumers together may have promised to them at any time */
+    size_t share;    /* what one of them may */
+} backlog;
+
+/* Of the backlog, what each link may have in any case; and what all may share beyond that. */
+enum { BACKLOG_OWN = BACKLOG_MAX / 32 / LINKS_MAX, BACKLOG_SHARED = BACKLOG_MAX - BACKLOG_OWN * LINKS_MAX };
+
+/* Subscriptions that are no entry of `subscriptions`: an inbox, or the lattice's; and the order to shut down,
+ * which is listened to until the end. */
+enum item { ITEM_NONE = 0, ITEM_SHUTDOWN = 2 };
+
+static struct {
+    int epoll_fd;  /* what the loop waits for */
+    int wake_fd;   /* an eventfd: other threads and signals wake the loop by writing to it */
+    unsigned up;   /* connections that are up */
+    bool wanted;   /* a link found no place for a connection: one that drains may have to go */
+    natsMsg *kept; /* the message that is being looked at, if it is kept: an order of the host that waits */
+    struct {
+        natsSubscription *sub;
+        struct conn *conn;
+        uint64_t item; /* hash of the entry in `subscriptions`, or one of enum item */
+        enum { SUB_STANDS, SUB_REFUSED, SUB_ASKED } answer; /* the server's; ASKED: tried again */
+        bool told;                                          /* the log has it that it was refused */
+        unsigned probe;                                 /* ASKED: the number of the first probe behind it */
+    } subs[2 * SUBSCRIPTIONS_MAX + 2 * CONNS_MAX + 40]; /* old and new ones of a link that changes */
+} net = {.epoll_fd = -1, .wake_fd = -1};
+
+/* What this provider was started as, from the host data. */
+static struct {
+    char host_id[ID_MAX], lattice[ID_MAX], key[ID_MAX];
+    struct settings_defaults defaults; /* its own configuration, which may be updated, and secrets */
+    json_t *links;                     /* of the host data, until the lattice is up and all of them are put */
+    size_t links_put;                  /* how many are */
+    char refused[400];                 /* the last link that found no place, or "" */
+    char nobody[INBOX_MAX];            /* an inbox to which nobody listens */
+    struct topic topic;                /* for log lines about no link in particular */
+} self = {.topic = {.kind = "provider"}};
+
+/* Stopping: the calls end, then links drain, the host is answered, the rest of the draining is awaited. */
+enum stop_state { RUNNING, STOP_CALLS, STOP_LINKS, STOP_LATTICE, STOP_DRAIN };
+static struct {
+    enum stop_state state;
+    uint64_t deadline_ms;  /* of the state */
+    bool unsubscribed;     /* from all of the lattice but its inboxes, and a probe was sent behind that */
+    char reply[INBOX_MAX]; /* where the host waits for the answer to its order, or "" */
+} stop;
+
+/* Where parameters and results are put together. Nothing in it outlives one message. */
+static uint8_t scratch[PARAMS_MAX];
+
+static const char no_memory[] = "memory is short";
+static const char too_large[] = "maximum payload exceeded: the body is larger than this provider passes on";
+static const char no_headers[] = "the lattice's server takes no headers, and components cannot be called "
+                                 "without: see no_header_support in its configuration";
+static const struct span NOWHERE = {0}; /* a message that wants no reply */
+
+#define EACH_LINK(l) \
+    for (struct link *l = links; l < links + links_fresh; l++) \
+        if (l->state != LINK_FREE)
+#define EACH_CONN(c) \
+    for (struct conn *c = conns; c < conns + conns_fresh; c++) \
+        if (c->state != CONN_FREE)
+#define EACH_CALL(c) \
+    for (struct call *c = calls.slots; c < calls.slots + calls.fresh; c++) \
+        if (c->state != CALL_FREE)
+#define EACH_CONSUMER(k, l) \
+    for (struct consumer *k = (l)->consumers; k < (l)->consumers + CONSUMERS_PER_LINK; k++) \
+        if (k->state != CONSUMER_UNUSED)
+
+/* The interfaces of the sections, in their order. */
+static void read_clock(uint64_t slept_ms);
+
+static bool lattice_change(void);
+static void lattice_step(void);
+static void lattice_subscribe(struct conn *c);
+static void orders_step(void);
+static bool orders_wait(void);
+
+static void on_written(struct conn *conn);
+static void on_answers_written(struct conn *conn);
+static void answer(struct call *c, const uint8_t *result, size_t len);
+
+static void dispatch(struct link *l);
+static bool link_takes_work(const struct link *l);
+static bool link_may_be_read(struct link *l);
+static bool link_waits_for_older(const struct link *l, const struct conn *c);
+static struct delivery *delivery_make(struct link *l, natsMsg *msg, struct consumer *k, const char **error);
+static void queue_push(struct link *l, struct delivery *d);
+static void queue_return(struct link *l, struct delivery *d);
+
+static void consumers_apply(struct link *l);
+static void consumers_step(struct link *l);
+static void consumers_withdraw(struct link *l);
+static uint64_t consumers_next_ms(const struct link *l);
+static bool js_settle(struct link *l, const struct delivery *d, enum count outcome);
+static void js_nak(struct link *l, const struct delivery *d, uint64_t delay_ms);
+
+static struct call *call_take(struct link *l);
+static unsigned calls_free_for(const struct link *l);
+static void call_set(struct call *c, enum call_state to, uint64_t deadline_ms);
+static void call_free(struct call *c);
+static bool call_has_delivery(const struct call *c);
+static size_t buffer_size(const struct buffer *b);
+static void calls_step(void);
+static void calls_make_room(void);
+static void count_call(struct link *l, enum function f, enum count outcome, uint64_t began_us,
+                       const char *error);
+static void call_token(struct call *c, char letter);
+static struct span call_inbox(struct call *c, const struct conn *on, char out[INBOX_MAX + TOKEN_LEN]);
+static struct span reply_of(const struct call *c);
+static struct span client_of(struct span inbox);
+static bool is_inbox(struct span s);
+static struct call *call_of_subject(const struct conn *on, const char *subject, const char **suffix);
+static void on_params(struct call *c, natsMsg *msg);
+static void on_params_skipped(struct call *c);
+static void on_call_skipped(const char *reply, bool is_request);
+static void on_caller_absent(struct call *c, natsMsg *msg);
+static void on_handshake(struct call *c, natsMsg *msg);
+static void on_outcome(struct call *c, const char *suffix, natsMsg *msg);
+static void delivery_doubt(struct call *c);
+static bool send_to(struct span inbox, struct span suffix, struct span reply, const void *data, size_t len);
+static bool send_chunks(struct span inbox, struct span suffix, const void *data, size_t len, uint32_t *sent);
+static void send_padding(struct span inbox);
+static bool send_handshake(struct span caller, struct call *c);
+static bool send_answer(struct span caller, struct call *c, const uint8_t *result, size_t len);
+static void send_early(struct call *c);
+static void send_error(struct span caller, const char *text);
+static void call_deliver(struct call *c);
+static void call_sent(struct call *c);
+static struct span call_suffix(const struct call *c);
+static void answers_resume(const struct conn *lost);
+static void answers_move(void);
+static bool is_amid_chunks(void);
+static bool has_calls(const struct conn *conn);
+static void call_release(struct call *c);
+static size_t write_error(uint8_t result[ERROR_MAX + 8], const char *prefix, const char *text);
+static struct buffer *buffer_make(struct link *l, struct trace t, const void *bytes, size_t len, size_t room);
+static void buffer_free(struct link *l, struct buffer *b);
+static uint8_t *buffer_bytes(struct buffer *b);
+static bool backlog_has_room(const struct link *l, size_t size);
+static void backlog_count(struct link *l, size_t bytes);
+
+/* What became of decoding: whole, more bytes are needed, or it can never become whole. */
+enum decoded { WHOLE, NEEDS_MORE, MALFORMED };
+struct reader {
+    const uint8_t *start, *at, *end;
+    size_t needs; /* after NEEDS_MORE: bytes, counted from the start */
+};
+static enum decoded read_u32(struct reader *r, uint32_t *value);
+static enum decoded read_publish(struct reader *r, struct message *m);
+static enum decoded read_request(struct reader *r, struct message *m, uint32_t *timeout_ms);
+static enum decoded read_result(struct result *r, const uint8_t *bytes, size_t len);
+static size_t message_size(const struct message *m);
+static size_t write_message(uint8_t *out, const struct message *m);
+static void result_start(struct result *r);
+
+static struct link *link_of(const char *component, const char *name);
+static void warn_of_slip(void *topic, const char *text);
+static bool link_put(const json_t *json);
+static bool link_waits(const struct link *l);
+static void link_renew(struct link *l);
+static void link_step(struct link *l);
+static uint64_t link_next_ms(const struct link *l);
+static void link_report(const struct link *l, bool asked);
+static void link_subscribe(struct link *l, struct conn *c, const json_t *settings);
+static uint64_t item_hash(struct span item);
+static bool link_move(struct link *l);
+
+enum posted { POSTED, POST_DOWN, POST_FULL, POST_TOO_LARGE, POST_BROKEN, POST_NO_REPLY };
+static enum posted post(struct conn *c, struct span subject, struct span reply, const struct header *headers,
+                        const void *data, size_t len);
+static const char *const posted_text[] = {
+    "",
+    "the connection to the server is down",
+    "the server reads too slowly, or memory is short",
+    "maximum payload exceeded: the server takes no message of this size",
+    "out of memory",
+    "no reply can come: this user may not subscribe to its inbox; custom_inbox_prefix names another",
+};
+static struct conn *conn_start(struct link *l, json_t *settings);
+static void conn_begin(struct conn *c, json_t *settings, struct topic *topic);
+static void conn_drain(struct conn *c, uint64_t within_ms);
+static void conn_step(struct conn *c);
+static uint64_t conn_next_ms(const struct conn *c);
+static void conn_read(struct conn *c);
+static void conn_write(struct conn *c);
+static void conn_probe(struct conn *c);
+static bool is_flushed(const struct conn *c);
+static size_t conn_waiting(const struct conn *c);
+static bool conn_has_room(struct conn *c, size_t bytes);
+static bool conn_takes(struct conn *c);
+static bool conn_subscribe(struct conn *c, const char *subject, const char *queue, uint64_t item);
+static void conn_unsubscribe(struct conn *c, bool all);
+static bool conn_is_open(const struct conn *c);
+static bool conn_is_well(const struct conn *c);
+static char inbox_kind(const struct conn *c, const char *subject);
+static size_t inbox_make(char out[INBOX_MAX], const char *prefix);
+static uint64_t retry_at(unsigned failures);
+static bool inbox_is_refused(const struct conn *c, char kind);
+static const char *refusals_error(const struct conn *c, char text[400]);
+
+static void on_health(natsMsg *msg);
+static bool on_shutdown(natsMsg *msg, const json_t *json);
+static void on_service(const char *verb, natsMsg *msg);
+static void service_start(const char *instance);
+static void service_subscribe(struct conn *c);
+static void stop_begin(const char *why);
+static bool stop_step(void);
+static bool arguments_answer(int argc, char **argv);
+static void host_data_apply(const json_t *host);
+static json_t *lattice_settings(const json_t *host);
+static void help_print(FILE *file);
+
+/*
+ * ---- 3 main, and the loop ---------------------------------------------------------------------------------
+ *
+ * One turn: sleep until something can be done; read; end what is overdue; start what can be; write; answer
+ * what the writing settled. Nothing in it waits but epoll.
+ *
+ * Interface: read_clock, wake_loop (any thread), wake_at (a deadline of a call), is_due (any other).
+ */
+static void run(pid_t parent);
+static void report_counts(const char *event, bool asked);
+static void on_signal(int number);
+static volatile sig_atomic_t signalled, report_wanted, parent_changed;
+
+#ifndef PROVIDER_WITHOUT_MAIN /* the unit tests include this file */
+int main(int argc, char **argv) {
+    pid_t parent = process_begin();
+    arena_serve_loop();
+    json_set_alloc_funcs(json_alloc, json_free);
+    if (sodium_init() < 0) die("libsodium does not start: no source of random bytes");
+    json_object_seed(randombytes_random()); /* jansson's own is of /dev/urandom, which may not be there */
+    if (arguments_answer(argc, argv)) return 0;
+    if (argc > 1 || isatty(STDIN_FILENO)) {
+        help_print(stderr);
+        return 2;
     }
-    if (before && before->size & 1) {
-        block_unlist(before);
-        before->size += HEAD + b->size;
-        b = before;
+    read_clock(0);
+    json_t *host = host_data_read(STDIN_FILENO, true, scratch, sizeof(scratch));
+    host_data_apply(host);
+    (void)defaults_slips(&self.defaults, &(struct listener){warn_of_slip, &self.topic});
+    json_t *settings = lattice_settings(host);
+    service_start(host_text(host, "instance_id"));
+    json_decref(host);
+    net.epoll_fd = epoll_create1(EPOLL_CLOEXEC);
+    net.wake_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+    struct epoll_event woken = {.events = EPOLLIN};
+    if (epoll_ctl(net.epoll_fd, EPOLL_CTL_ADD, net.wake_fd, &woken) < 0) die("epoll: %s", strerror(errno));
+    process_prepare(on_signal, THREAD_STACK);
+    natsStatus s = nats_Open(-1);
+    if (s != NATS_OK) die("nats.c does not start, perhaps for want of memory: %s", natsStatus_GetText(s));
+    say(&self.topic, LEVEL_INFO, PROVIDER_NAME " " PROVIDER_VERSION " on lattice %s", self.lattice);
+    (void)snprintf(no_link.topic.name, sizeof(no_link.topic.name), "%s", self.lattice);
+    self.nobody[inbox_make(self.nobody, "_INBOX.nobody") - 1] = 0; /* no dot at its end */
+    lattice->is_lattice = lattice->vital = true;
+    conn_begin(lattice, settings, &no_link.topic);
+    run(parent);
+    EACH_LINK(l) log_tick(&l->topic, true);
+    report_counts("stopped", false);
+    _exit(0); /* exit() would take nats.c apart while its threads, and those that connect, still use it */
+}
+#endif
+
+/* Time in which the process was not run (SIGSTOP, a machine that stands still) does not count: what came
+ * meanwhile waits in the sockets, and is to be read before a deadline is over. `slept_ms`: what the loop
+ * may have slept since the last call. Of a machine that is suspended the clock stands still by itself. */
+static void read_clock(uint64_t slept_ms) {
+    static uint64_t lost_us;
+    struct timespec t;
+    (void)clock_gettime(CLOCK_MONOTONIC, &t);
+    uint64_t us = (uint64_t)t.tv_sec * 1000000 + (uint64_t)t.tv_nsec / 1000 - lost_us;
+    uint64_t most = now_us + (slept_ms + STOPPED_MS) * 1000;
+    if (now_us > 0 && us > most) {
+        lost_us += us - most;
+        us = most;
     }
-    block_after(b)->before = b;
-    block_list(b);
+    now_us = us;
+    now_ms = now_us / 1000;
 }
 
-/* Cuts a block in use down to this size, and releases the rest if that is worth a block. */
-static void block_trim(struct block *b, size_t size) {
-    size_t rest = b->size - size;
-    if (rest < HEAD + 2 * ALIGN) return;
-    b->size = size;
-    struct block *cut = block_after(b);
-    cut->before = b;
-    cut->size = rest - HEAD;
-    block_release(cut);
+static void wake_loop(void) {
+    uint64_t one = 1;
+    if (write(net.wake_fd, &one, sizeof(one)) < 0) return; /* EAGAIN: it is awake already */
 }
 
-/* Joins a block in use with the free one behind it, if that makes it large enough. */
-static void block_grow(struct block *b, size_t size) {
-    struct block *after = block_after(b);
-    if (b->size >= size || !(after->size & 1) || b->size + HEAD + after->size <= size) return;
-    block_unlist(after);
-    b->size += HEAD + after->size;
-    block_after(b)->before = b;
+static void wake_at(uint64_t ms) { calls.next_due_ms = MIN(calls.next_due_ms, ms); }
+
+static void on_signal(int number) {
+    int saved = errno;
+    if (number == SIGUSR1) report_wanted = 1;
+    else if (number == PROCESS_PARENT_CHANGED) parent_changed = 1;
+    else signalled = number;
+    wake_loop();
+    errno = saved;
 }
 
-static void count_in(const struct block *b) {
-    arena.taken++;
-    arena.in_use += b->size + HEAD;
-    if (arena.in_use > arena.peak) arena.peak = arena.in_use;
+/* What the loop goes by when it sleeps. */
+static struct {
+    uint64_t from_ms, until_ms; /* the last sleep, as it was meant */
+    uint64_t tick_ms;           /* the next tick, if there is one to be */
+    bool again;                 /* a connection changed its state: what that lets others do is done at once */
+    unsigned idle;              /* turns in a row without a sleep before them, or anything to read */
+} loop;
+
+/* Whether a time has come, of which next_due_ms() knows: the loop must not have slept beyond it. */
+static bool is_due(uint64_t at_ms) {
+    assert(now_ms <= at_ms || at_ms <= loop.from_ms || at_ms >= loop.until_ms);
+    return now_ms >= at_ms;
 }
 
-/* Gives the spare blocks back, which may lie between two free ones. */
-static void spares_release(void) {
-    for (size_t i = 0; keeps_spares && i < SPARES; i++) {
-        if (!spares[i]) continue;
-        arena.in_use -= spares[i]->size + HEAD;
-        block_release(spares[i]);
-        spares[i] = NULL;
+/* Whether something waits that no event announces: memory, a slot, bytes that a peer acknowledges. And while
+ * there are calls no sleep is long, so that a long time without being run is not taken for one: see
+ * read_clock(). */
+static bool needs_tick(void) {
+    if (calls.used > 0 || (orders_wait() && stop.state == RUNNING)) return true;
+    EACH_LINK(l) {
+        if (l->queued > 0 || link_waits(l)) return true;
+    }
+    return false;
+}
+
+/* When there is something to do that nobody else wakes the loop for: the first of all deadlines. None is kept
+ * here a second time; each is next to what it is for, and who acts on it asks is_due(). */
+static uint64_t next_due_ms(void) {
+    uint64_t log_ms = MAX(loop.tick_ms, now_ms + log_wait_ms()), due_ms = MIN(calls.next_due_ms, log_ms);
+    if (loop.again) return now_ms;
+    if (needs_tick()) due_ms = MIN(due_ms, loop.tick_ms);
+    if (stop.state != RUNNING) due_ms = MIN(due_ms, stop.deadline_ms);
+    EACH_CONN(c) due_ms = MIN(due_ms, conn_next_ms(c));
+    EACH_LINK(l) due_ms = MIN(due_ms, link_next_ms(l));
+    return MAX(due_ms, now_ms);
+}
+
+/* What the loop waits for at a connection, beside errors. The kernel keeps it, so that a turn costs little
+ * more with many links than with one: poll() would look at all of them, each time. */
+static void conn_watch(struct conn *c, uint32_t events) {
+    struct epoll_event e = {.events = events | EPOLLERR, .data.ptr = c};
+    int how = c->io.watched ? EPOLL_CTL_MOD : EPOLL_CTL_ADD;
+    if (e.events == c->io.watched) return;
+    if (epoll_ctl(net.epoll_fd, how, c->fd, &e) < 0) c->io.error = "epoll: the kernel is short of memory";
+    c->io.watched = e.events;
+}
+
+static void wait_and_read(void) {
+    UNSET struct epoll_event events[CONNS_MAX + 1];
+    /* While the lattice's server reads slowly, nothing is read: what links bring would only wait, and who
+     * calls on the lattice could not be answered. */
+    bool blocked = lattice->state == CONN_UP && lattice->io.blocked;
+    bool full = blocked && conn_waiting(lattice) > WRITE_MAX / 2, more = false;
+    /* The lattice itself is not read already when a quarter of the slots is in use: who is taken in gets an
+     * answer, which holds a slot until it is written. Only the writing frees it, and no message that is to be
+     * read: so this cannot block itself. */
+    bool busy = blocked && calls.used > CALLS_MAX / 4;
+    EACH_CONN(c) {
+        if (!conn_is_open(c)) continue;
+        /* who leaves is read in any case; but a link that has moved pauses on both connections */
+        bool pauses = c->link && (c->state == CONN_UP || link_takes_work(c->link)) &&
+                      (!link_may_be_read(c->link) || link_waits_for_older(c->link, c));
+        bool reads = !full && !(busy && c == lattice) && !pauses;
+        /* it is we who do not listen; but a lattice that takes nothing either is dead */
+        if (!reads && (c != lattice || conn_takes(c))) c->io.heard_ms = now_ms;
+        more |= reads && c->io.more;
+        c->io.found = 0;
+        conn_watch(c, (reads ? EPOLLIN : 0) | (atomic_load(&c->wants_write) ? EPOLLOUT : 0));
+    }
+    loop.from_ms = now_ms;
+    loop.until_ms = more ? now_ms : next_due_ms(); /* within a day, for JWTs */
+    loop.again = false;
+    uint64_t sleep_ms = loop.until_ms - now_ms;
+    int count = epoll_wait(net.epoll_fd, events, CONNS_MAX + 1, (int)sleep_ms);
+    if (count < 0 && errno != EINTR) die("epoll: %s", strerror(errno));
+    loop.idle = count == 0 && sleep_ms == 0 ? loop.idle + 1 : 0;
+    assert(loop.idle < 10000); /* something is due, and nobody does it */
+    read_clock(sleep_ms);
+    for (struct epoll_event *e = events; e < events + MAX(count, 0); e++) {
+        uint64_t ignored;
+        struct conn *c = e->data.ptr; /* NULL: the loop was woken */
+        if (c) c->io.found = e->events;
+        else if (read(net.wake_fd, &ignored, sizeof(ignored)) < 0 && errno != EAGAIN)
+            die("eventfd: %s", strerror(errno));
+    }
+    EACH_CONN(c) {
+        uint32_t found = c->io.found;
+        if (!conn_is_open(c)) continue; /* or what another said has ended it */
+        if (c->io.blocked) c->io.blocked_ms = now_ms;
+        if (found & (EPOLLOUT | EPOLLERR | EPOLLHUP)) c->io.blocked = false;
+        bool reads = found & (EPOLLIN | EPOLLERR | EPOLLHUP) || (c->io.watched & EPOLLIN && c->io.more);
+        if (reads) conn_read(c);
     }
 }
 
-/* As block_find(); but before it finds none, the spare blocks are given up. */
-static struct block *block_find_hard(size_t size) {
-    struct block *b = block_find(size);
-    if (b) return b;
-    spares_release();
-    return block_find(size);
+/* What happened so far, for SIGUSR1 and at the end. */
+static void report_counts(const char *event, bool asked) {
+    EACH_LINK(l) link_report(l, asked);
+    say(&self.topic, LEVEL_INFO,
+        "%s: %zu kB of the arena in use, at most %zu; %" PRIu64 " blocks taken, %" PRIu64
+        " log lines lost, %" PRIu64 " handshakes repeated",
+        event, arena_counts.in_use / 1024, arena_counts.peak / 1024, arena_counts.taken, logger.lost,
+        calls.repeated);
 }
 
-/* One free block over the whole arena; behind it a block in use without payload, so that each has a neighbour. */
-static void arena_start(void) {
-    struct block *all = (struct block *)(void *)arena_bytes;
-    all->size = ARENA_BYTES - HEAD;
-    block_after(all)->before = all;
-    block_list(all);
-    arena.ready = true;
-}
-
-/* From now on this thread keeps spare blocks. */
-static void arena_serves_loop(void) { keeps_spares = true; }
-
-/* Takes a spare block of this size, or of one so little larger that block_trim() would leave it so; or NULL. */
-static struct block *spare_take(size_t size) {
-    for (size_t i = size / ALIGN; keeps_spares && i < SPARES && i * ALIGN < size + HEAD + 2 * ALIGN; i++) {
-        struct block *b = spares[i];
-        spares[i] = NULL;
-        if (b) return b;
+/* What is done once a second, if the loop is awake, as next_due_ms() sees to when it has to be; and at once,
+ * when our parent may be another. */
+static void tick(pid_t parent) {
+    if (!parent_changed && now_ms < loop.tick_ms) return;
+    parent_changed = 0;
+    loop.tick_ms = now_ms + TICK_MS;
+    logger.due_ms = UINT64_MAX;
+    log_tick(&self.topic, false);
+    log_tick(&no_link.topic, false);
+    EACH_LINK(l) log_tick(&l->topic, false);
+    if (orders_wait() && stop.state == RUNNING) orders_step();
+    EACH_LINK(l) {
+        if (link_waits(l)) link_renew(l);
     }
-    return NULL;
+    if (getppid() != parent) stop_begin("the process that started it has ended");
 }
 
-static bool spare_keep(struct block *b) {
-    size_t i = b->size / ALIGN;
-    if (!keeps_spares || i >= SPARES || spares[i]) return false;
-    spares[i] = b;
+static void run(pid_t parent) {
+    do {
+        arena_wipe(false); /* what an order of the host may have set on */
+        wait_and_read();
+        if (report_wanted) {
+            report_wanted = 0;
+            report_counts("so far", true);
+        }
+        if (signalled) stop_begin(strsignal(signalled));
+        tick(parent);
+        calls_step();
+        calls_make_room();
+        conn_step(lattice);
+        EACH_LINK(l) {
+            dispatch(l);
+            consumers_step(l);
+        }
+        EACH_CONN(c) {
+            if (c == lattice) continue;
+            conn_write(c);
+            if (c->is_lattice) {
+                on_answers_written(c);
+            } else if (c->writing.first) {
+                read_clock(0); /* how long calls took counts the writing */
+                on_written(c);
+            }
+            conn_step(c);
+        }
+        EACH_LINK(l) link_step(l);
+        lattice_step();
+        conn_write(lattice);
+        on_answers_written(lattice);
+    } while (!stop_step());
+}
+
+/* The memory that is reserved; and the promises of provider.h, kept by the compiler. */
+enum {
+    RESERVED_THREADS = THREADS_MAX * THREAD_STACK,
+    RESERVED_TABLES = sizeof(links) + sizeof(conns) + sizeof(calls) + sizeof(scratch) + sizeof(net),
+    RESERVED = ARENA_BYTES + RESERVED_TABLES + RESERVED_THREADS,
+};
+#ifndef SYSTEM_MALLOC
+_Static_assert(RESERVED <= RESERVED_MAX,
+               "more than RESERVED_MAX: lower a limit of provider.h, or raise it knowingly");
+#endif
+_Static_assert(HOST_DATA_MAX <= sizeof(scratch),
+               "host data is read into scratch, which has PARAMS_MAX bytes");
+_Static_assert(CALLS_MAX <= 1 << (4 * SLOT_LEN), "an inbox has SLOT_LEN digits for the slot");
+_Static_assert(CONNS_MAX <= UINT8_MAX, "a delivery has a byte for its connection");
+_Static_assert(sizeof(time_t) == 8, "time ends in 2038: compile with -D_TIME_BITS=64 -D_FILE_OFFSET_BITS=64");
+
+/*
+ * ---- 4 the lattice ----------------------------------------------------------------------------------------
+ *
+ * What comes over the connection to the hosts: calls of components, the host's orders, questions about
+ * health, and answers to our own calls. protocol: wasmCloud, crates/core, host.rs and rpc.rs;
+ * crates/provider-sdk, provider.rs.
+ *
+ * To another server its connection changes like a link's: make before break. Inboxes are a connection's, so
+ * the calls that began before go on by the old one, which drains until they have ended. An order that comes
+ * by both is obeyed twice, and the sequence of the new one last.
+ *
+ * Interface: lattice_up, lattice_message, lattice_skipped, lattice_change, lattice_subscribe (connections),
+ * lattice_step (the loop), orders_step and orders_wait (the loop, health).
+ */
+static void on_publish(natsMsg *msg);
+static void on_request(natsMsg *msg);
+static bool on_put(natsMsg *msg, const json_t *json);
+static bool on_delete(natsMsg *msg, const json_t *json);
+static bool on_config(natsMsg *msg, const json_t *json);
+struct subject;
+static void on_order(struct conn *by, const struct subject *s, natsMsg *msg);
+
+#define CONSUMER "%s.%s.wrpc.0.0.1.wasmcloud:messaging/consumer@0.2.0."
+
+/* Control first, since a link that is put before the server knows its subject is lost. The functions are
+ * served in a queue group, so that several instances of the provider share the calls. */
+static struct subject {
+    const char *form;           /* with places for the lattice, and for the provider's key */
+    void (*take)(natsMsg *msg); /* what comes there */
+    bool (*obey)(natsMsg *msg,
+                 const json_t *json); /* or an order, as JSON; false: there is no memory for it */
+    bool gives_memory;                /* an order that does not wait for memory, since it gives some back */
+    bool sealed;                      /* sent to our public xkey in place of the provider's key */
+    bool shared;                      /* in the queue group */
+    char name[3 * ID_MAX];
+} subjects[] = {
+    {"wasmbus.rpc.%s.%s.linkdefs.put", .obey = on_put},
+    {"wasmbus.rpc.%s.%s.linkdefs.put", .obey = on_put, .sealed = true},
+    {"wasmbus.rpc.%s.%s.linkdefs.del", .obey = on_delete, .gives_memory = true},
+    {"wasmbus.rpc.%s.%s.config.update", .obey = on_config},
+    {"wasmbus.rpc.%s.%s.default.shutdown", .obey = on_shutdown, .gives_memory = true},
+    {"wasmbus.rpc.%s.%s.health", .take = on_health},
+    {CONSUMER "request", .take = on_request, .shared = true},
+    {CONSUMER "publish", .take = on_publish, .shared = true},
+};
+enum { SUBJECT_REQUEST = COUNT_OF(subjects) - 2, SUBJECT_PUBLISH };
+static char queue_group[2 * ID_MAX];
+
+static void lattice_subscribe(struct conn *c) {
+    const char *xkey = xkey_public();
+    (void)snprintf(queue_group, sizeof(queue_group), "%s.%s", self.lattice, self.key);
+    for (struct subject *s = subjects; s < subjects + COUNT_OF(subjects); s++) {
+        if (s->sealed && !xkey) continue;
+        (void)snprintf(s->name, sizeof(s->name), s->form, self.lattice, s->sealed ? xkey : self.key);
+        enum item item = s->obey == on_shutdown ? ITEM_SHUTDOWN : ITEM_NONE;
+        (void)conn_subscribe(c, s->name, s->shared ? queue_group : NULL, item);
+    }
+    service_subscribe(c);
+}
+
+/* Orders that came by the lattice's next connection: they are obeyed when it takes over, behind those of the
+ * old one, which it has as well. So the last word is what it would be by one connection. */
+enum { EARLY_MAX = 16 };
+static struct {
+    struct {
+        const struct subject *subject;
+        natsMsg *msg;
+    } of[EARLY_MAX];
+    size_t count;
+} early;
+
+/* Orders that came early are obeyed, or forgotten, since another connection has them. */
+static void early_end(bool obey) {
+    arena_wipe(true); /* they may hold passwords */
+    for (size_t i = 0; i < early.count; i++) {
+        natsMsg *msg = early.of[i].msg;
+        if (obey) on_order(lattice, early.of[i].subject, msg);
+        if (net.kept == msg) net.kept = NULL;
+        else natsMsg_free(msg);
+    }
+    early.count = 0;
+}
+
+/* The next connection takes over, and the other is drained. */
+static void lattice_take_over(void) {
+    struct conn *old = lattice;
+    lattice = lattice_next;
+    lattice_next = NULL;
+    if (old->state == CONN_UP) answers_move();
+    else answers_resume(NULL);
+    conn_drain(old, LEAVE_MS);
+    early_end(true);
+    orders_step();
+}
+
+/* A connection is up: all is subscribed to, and what waited for it goes out. */
+static void lattice_up(struct conn *c) {
+    if (c == lattice) answers_resume(NULL);
+    if (stop.state != RUNNING) return;
+    if (c != lattice) early_end(false);
+    lattice_subscribe(c);
+    conn_write(c); /* before anything slower */
+    if (c == lattice) orders_step();
+    else if (lattice->state == CONN_UP) conn_probe(c);
+    else lattice_take_over();
+}
+
+/* Its server will close: a connection to another takes over. False: there is no place for one now. */
+static bool lattice_change(void) {
+    if (!lattice_next && stop.state == RUNNING)
+        lattice_next = conn_start(NULL, json_incref(lattice->settings));
+    return lattice_next;
+}
+
+/* The next connection takes over when the servers of the cluster know its subscriptions, and no value is
+ * under way in pieces, which two ways could bring in another order. */
+static void lattice_step(void) {
+    struct conn *next = lattice_next;
+    if (!next || next->state != CONN_UP) return;
+    if (next->io.probe == PROBE_NONE) conn_probe(next);
+    if (is_flushed(next) && now_ms - next->io.up_ms >= OVERLAP_MS && !is_amid_chunks()) lattice_take_over();
+}
+
+/* A message that came over a connection of the lattice. */
+static void lattice_message(struct conn *by, natsMsg *msg) {
+    const char *subject = natsMsg_GetSubject(msg);
+    if (inbox_kind(by, subject) == 'c') { /* of a call; a handshake that comes too late is answered as well */
+        const char *suffix;
+        struct call *c = call_of_subject(by, subject, &suffix);
+        bool to_component = c && c->state == CALL_INVOKED, from_component = c && c->state >= CALL_PARAMS;
+        if (!*suffix && from_component) on_caller_absent(c, msg);
+        else if (!*suffix) on_handshake(to_component ? c : NULL, msg);
+        else if (to_component) on_outcome(c, suffix, msg);
+        else if (from_component && strcmp(suffix, ".params") == 0) on_params(c, msg);
+        return;
+    }
+    for (size_t i = COUNT_OF(subjects); i-- > 0;) { /* the functions first */
+        if (strcmp(subject, subjects[i].name) != 0) continue;
+        if (subjects[i].take) subjects[i].take(msg);
+        else on_order(by, &subjects[i], msg);
+        return;
+    }
+    if (strncmp(subject, "$SRV.", 5) == 0) on_service(subject + 5, msg);
+}
+
+/* Orders of the host that found no memory, the oldest first. */
+enum { ORDERS_MAX = 64 };
+static struct {
+    struct {
+        const struct subject *subject;
+        natsMsg *msg;
+    } of[ORDERS_MAX];
+    size_t count, bytes;
+    uint64_t lost_ms; /* when one was lost; 0: none was, or a link was put later */
+} orders;
+
+static void order_is_lost(void) { orders.lost_ms = now_ms; }
+
+static bool orders_wait(void) { return orders.count > 0 || (self.links && lattice->times_up > 0); }
+
+static bool on_put(natsMsg *msg, const json_t *json) {
+    (void)msg;
+    if (!link_put(json)) return false;
+    if (now_ms - orders.lost_ms >= LOST_ORDER_MS) orders.lost_ms = 0; /* it may be the link of that order */
     return true;
 }
 
-static void *malloc_from_lists(size_t size) {
-    pthread_mutex_lock(&arena.lock);
-    if (!arena.ready) arena_start();
-    struct block *b = block_find_hard(size);
-    if (b) {
-        block_unlist(b);
-        block_trim(b, size);
-        count_in(b);
+/* Reads an order, and obeys it. False: there is no memory for that. */
+static bool order_obey(const struct subject *s, natsMsg *msg) {
+    const char *text = natsMsg_GetData(msg);
+    size_t len = (size_t)natsMsg_GetDataLength(msg);
+    bool done = true;
+    json_begin();
+    /* what gives memory back must find enough to arrive */
+    if (!s->gives_memory && !arena_spares(3 * len + 64, len + 64, 0)) return false;
+    json_t *json = json_read(text, len, NULL);
+    if (json_is_short() && s->gives_memory) {
+        json_begin();
+        json = json_read_urgent(text, len);
     }
-    pthread_mutex_unlock(&arena.lock);
-    if (b) return payload(b);
-    errno = ENOMEM;
-    return NULL;
+    if (json_is_short()) return false;
+    if (json_is_object(json)) done = s->obey(msg, json);
+    else say(&self.topic, LEVEL_ERROR, "what came on %s is no JSON object and was ignored", s->name);
+    json_decref(json);
+    return done;
 }
 
-void *malloc(size_t size) {
-    if (size > BLOCK_MAX) return errno = ENOMEM, NULL;
-    struct block *b = spare_take(rounded(size));
-    return b ? payload(b) : malloc_from_lists(rounded(size));
+static bool orders_have_room(size_t len) {
+    return orders.count < ORDERS_MAX && orders.bytes + len <= 2 * PARAMS_MAX;
 }
 
-void free(void *p) {
-    if (!p) return;
-    struct block *b = block_of(p);
-    if (spare_keep(b)) return;
-    pthread_mutex_lock(&arena.lock);
-    arena.in_use -= b->size + HEAD;
-    block_release(b);
-    pthread_mutex_unlock(&arena.lock);
+/* Loses the newest put that waits, for a delete behind it: its link may be the one that is to go. False: none
+ * does. */
+static bool orders_drop_put(void) {
+    size_t i = orders.count;
+    while (i > 0 && orders.of[i - 1].subject->gives_memory) i--;
+    if (i-- == 0) return false;
+    order_is_lost();
+    say(&self.topic, LEVEL_ERROR, "memory is short: what came on %s is lost", orders.of[i].subject->name);
+    orders.bytes -= (size_t)natsMsg_GetDataLength(orders.of[i].msg);
+    natsMsg_free(orders.of[i].msg);
+    memmove(orders.of + i, orders.of + i + 1, (--orders.count - i) * sizeof(orders.of[0]));
+    return true;
 }
 
-void *calloc(size_t count, size_t size) {
-    size_t bytes;
-    void *p = __builtin_mul_overflow(count, size, &bytes) ? NULL : malloc(bytes);
-    return p ? memset(p, 0, bytes) : p;
-}
-
-/* Grows in place where the neighbour is free and large enough: nats.c's write buffers grow by tenths of a megabyte. */
-void *realloc(void *p, size_t size) {
-    if (!p || size > BLOCK_MAX) return p ? NULL : malloc(size);
-    struct block *b = block_of(p);
-    size_t old = b->size;
-    pthread_mutex_lock(&arena.lock);
-    block_grow(b, rounded(size));
-    bool done = b->size >= rounded(size);
-    if (done) {
-        block_trim(b, rounded(size));
-        arena.in_use -= old + HEAD;
-        count_in(b);
+/* An order of the host. What finds no memory waits, and what comes after it waits behind it. A delete and a
+ * shutdown are obeyed at once: they give memory back. But a delete waits as well, for the puts before it. */
+static void on_order(struct conn *by, const struct subject *s, natsMsg *msg) {
+    size_t len = (size_t)natsMsg_GetDataLength(msg);
+    bool behind = orders_wait() && s->obey != on_shutdown, done = false;
+    if (stop.state != RUNNING && s->obey != on_shutdown) return; /* an order after a signal gets its answer */
+    /* by a connection that drains: the one that took over has it, too */
+    if (by != lattice && by != lattice_next && s->obey != on_shutdown) return;
+    arena_wipe(true); /* URLs have passwords: the message, and what nats.c has read it into */
+    by->io.guard.wipe = IO_BUFFER;
+    if (by == lattice_next && s->obey != on_shutdown && early.count < EARLY_MAX) {
+        early.of[early.count].subject = s;
+        early.of[early.count++].msg = net.kept = msg;
+        return;
     }
-    pthread_mutex_unlock(&arena.lock);
-    void *moved = done ? p : malloc(size);
-    if (!done && moved) {
-        memcpy(moved, p, old);
-        free(p);
+    if (!behind || s->gives_memory) done = order_obey(s, msg);
+    if (stop.state != RUNNING || (done && !behind)) return;
+    while (!orders_have_room(len) && s->gives_memory && orders_drop_put()) {}
+    if (!orders_have_room(len)) {
+        if (done) return; /* no put waits that it would have to be obeyed behind once more */
+        order_is_lost();
+        say(&self.topic, LEVEL_ERROR, "memory is short: what came on %s is lost", s->name);
+        return;
     }
-    return moved;
+    say(&self.topic, LEVEL_WARN, "memory is short: what came on %s waits", s->name); /* or what came before */
+    orders.of[orders.count].subject = s;
+    orders.of[orders.count++].msg = net.kept = msg;
+    orders.bytes += len;
 }
 
-size_t malloc_usable_size(void *p) { return p ? block_of(p)->size : 0; }
-
-/* Whether a library may take this many bytes, the largest block of them so large, without touching what links to come and
- * large messages count on. */
-static bool arena_spares(size_t bytes, size_t block, unsigned links_to_come) {
-    pthread_mutex_lock(&arena.lock);
-    bool enough = arena.in_use + bytes + ARENA_IN_TRANSIT + links_to_come * (size_t)ARENA_PER_LINK <= ARENA_BYTES && block_find_hard(block);
-    pthread_mutex_unlock(&arena.lock);
-    return enough;
+/* A message on the lattice was passed over, since it is too large. */
+static void lattice_skipped(const struct conn *by, const char *subject, const char *reply) {
+    const char *suffix;
+    struct call *c = inbox_kind(by, subject) == 'c' ? call_of_subject(by, subject, &suffix) : NULL;
+    if (c) on_params_skipped(c);
+    for (size_t i = 0; i < COUNT_OF(subjects); i++) {
+        if (strcmp(subject, subjects[i].name) != 0) continue;
+        if (subjects[i].shared) on_call_skipped(reply, i == SUBJECT_REQUEST);
+        if (subjects[i].obey) order_is_lost();
+    }
 }
-#else
-size_t malloc_usable_size(void *p);
-static void arena_serves_loop(void) { }
-static bool arena_spares(size_t bytes, size_t block, unsigned links_to_come) { return bytes + block + links_to_come > 0; }
-#endif
 
-/* jansson's free: configuration holds secrets, and all of it passes here. */
-static void free_wiped(void *p) {
-    if (p) sodium_memzero(p, malloc_usable_size(p));
-    free(p);
+/* What found no memory though half of the arena was free is lost: it would hold up all that comes after. */
+static bool order_never_fits(bool idle, const char *from) {
+    if (!idle) return false;
+    order_is_lost();
+    say(&self.topic, LEVEL_ERROR, "what came on %s takes too much memory, and is lost", from);
+    return true;
+}
+
+/* Tries again what waits: the links of the host data, then orders. */
+static void orders_step(void) {
+    static unsigned tries; /* of the next link: the list itself may be what fills the arena */
+    size_t done = 0;
+    if (orders.count > 0) arena_wipe(true); /* they may hold passwords */
+    for (; self.links_put < json_array_size(self.links); self.links_put++) {
+        bool put = link_put(json_array_get(self.links, self.links_put));
+        if (!put && !order_never_fits(arena_is_idle() || ++tries == 60, "the host data")) return;
+        tries = 0;
+    }
+    json_decref(self.links);
+    self.links = NULL;
+    self.links_put = 0;
+    for (; stop.state == RUNNING && done < orders.count; done++) {
+        const struct subject *s = orders.of[done].subject;
+        bool idle = arena_is_idle();
+        if (!order_obey(s, orders.of[done].msg) && !order_never_fits(idle, s->name)) break;
+        orders.bytes -= (size_t)natsMsg_GetDataLength(orders.of[done].msg);
+        natsMsg_free(orders.of[done].msg);
+    }
+    orders.count -= done;
+    memmove(orders.of, orders.of + done, orders.count * sizeof(orders.of[0]));
 }
 
 /*
- * ---- 2 log -----------------------------------------------------------------------------------------------------------
+ * ---- 5 publish, request -----------------------------------------------------------------------------------
  *
- * One line an event on standard error, text or JSON as the host asks, written whole by one write(2). The host reads the
- * other end of the pipe; if it stops reading, lines are dropped and counted, because the loop never waits.
+ * A component calls publish or request. Its message goes to the link's connection, and the call ends
  *
- * In:  words, and what they are about (a link, the lattice). Out: a line. Only the loop's thread logs.
+ *     publish:  when the kernel has taken the bytes, or the connection is gone: as long as that stands, what
+ *               it was given goes out
+ *     request:  when the reply is here, or its time is over, or its caller is gone
+ *
+ *     on_call ─▶ decode ─┬─ whole ─────────▶ call_forward ─┬─▶ WRITING ─ on_written ─▶ call_end_ok ─▶ answer
+ *                        └─▶ PARAMS ─ on_params ──▲        ├─▶ ASKED ─── on_reply ───▶ call_end_ok
+ *                                                          └─▶ OUTBOX ─ outbox_step ─▶ WRITING or ASKED
+ *
+ * Error texts are the reference provider's, because components may show them to people.
+ *
+ * Interface: on_call, on_params, on_…_skipped, on_caller_absent (the lattice), on_reply, on_written,
+ * on_answers_written, outbox_step (connections and the loop), call_expire (deadlines), link_calls_end
+ * (links), answer (ends of parameters).
  */
-enum level { LEVEL_OFF, LEVEL_CRITICAL, LEVEL_ERROR, LEVEL_WARN, LEVEL_INFO, LEVEL_DEBUG, LEVEL_TRACE };
-static const char *const level_names[] = {"OFF", "CRITICAL", "ERROR", "WARN", "INFO", "DEBUG", "TRACE"};
 
-static struct { enum level level; bool json; uint64_t lost; } logger = {.level = LEVEL_INFO}; /* lost: lines that nobody read */
+/* A call while it is looked at: everything points into the message, or into its buffer. */
+struct incoming {
+    struct link *link;
+    const char *component, *name; /* what the caller says that they are; or "?" */
+    struct span caller;           /* Rc, see section 8 */
+    bool is_request;
+    bool acknowledges; /* its host answers the handshake: 1.4.1 and later */
+    uint32_t timeout_ms;
+    struct message message;
+    struct trace trace;
+    const uint8_t *params;
+    size_t params_len;
+};
 
-/* Copies text for a terminal or a JSON string: printable ASCII, since it may be hostile, or cut within a character. */
-static const char *escaped(char *out, size_t size, const char *text, bool json) {
-    size_t n = 0;
-    for (; *text && n + 3 < size; text++) {
-        if (json && (*text == '"' || *text == '\\')) out[n++] = '\\';
-        out[n++] = *text < ' ' || *text > '~' ? '?' : *text;
+static const char no_parameters[] = "its parameters do not decode";
+static const char caller_gone[] = "nobody waits for it any more";
+
+static enum decoded incoming_read(struct incoming *in, size_t *needs);
+static struct trace trace_from(const char *parent, const char *state);
+static struct call *call_accept(struct link *l, const struct incoming *in);
+static void call_refuse(const struct incoming *in, bool traps, const char *why);
+static void call_forward(struct call *c, const struct incoming *in);
+static void call_end_ok(struct call *c, const uint8_t *result, size_t len);
+static void call_end_error(struct call *c, const char *error);
+static void call_end_trap(struct call *c, const char *error);
+static void call_end_unanswered(struct call *c, const char *prefix, const char *error);
+
+/* A message on the subject of publish or request. */
+static void on_call(natsMsg *msg, bool is_request) {
+    struct header h[HEADERS_MAX] = {
+        {"source-id",   NULL},
+        {"link-name",   NULL},
+        {"traceparent", NULL},
+        {"tracestate",  NULL}
+    };
+    headers_read(msg, h);
+    struct incoming in = {
+        .component = h[0].value ? h[0].value : "?",
+        .name = h[1].value ? h[1].value : "default", /* hosts of 1.0 give no name */
+        .caller = span_of(natsMsg_GetReply(msg)),
+        .is_request = is_request,
+        .acknowledges = h[1].value,
+        .trace = trace_from(h[2].value, h[3].value),
+        .params = (const uint8_t *)natsMsg_GetData(msg),
+        .params_len = (size_t)natsMsg_GetDataLength(msg),
+    };
+    size_t needs = 0;
+    if (!is_inbox(in.caller)) {
+        say(&no_link.topic, LEVEL_WARN, "a call without a usable reply subject was ignored");
+        return;
     }
-    out[n] = 0;
+    in.link = h[0].value ? link_of(in.component, in.name) : NULL;
+    if (!in.link) {
+        call_refuse(&in, true, "the component is not linked to this provider by that name");
+        return;
+    }
+    in.link->counts[CALLS]++;
+    if (stop.state > STOP_CALLS) { /* it was on its way */
+        call_refuse(&in, false, "the provider is stopping");
+        return;
+    }
+    enum decoded d = incoming_read(&in, &needs);
+    if (d == MALFORMED || needs > PARAMS_MAX) {
+        call_refuse(&in, d == MALFORMED, d == MALFORMED ? no_parameters : too_large);
+        return;
+    }
+    struct call *c = call_accept(in.link, &in);
+    if (c && d == NEEDS_MORE) {
+        size_t room = MIN(needs + SUBJECT_MAX, PARAMS_MAX);
+        c->needs = needs;
+        c->buffer = buffer_make(in.link, in.trace, in.params, in.params_len, room);
+    }
+    if (!c || (d == NEEDS_MORE && !c->buffer)) {
+        if (c) call_free(c);
+        call_refuse(&in, false, "too many calls in flight, or too large");
+        return;
+    }
+    (void)send_handshake(in.caller, in.acknowledges || d == NEEDS_MORE ? c : NULL);
+    if (d == WHOLE) call_forward(c, &in);
+    else call_set(c, CALL_PARAMS, now_ms + PARAMS_TIMEOUT_MS);
+}
+
+static void on_publish(natsMsg *msg) { on_call(msg, false); }
+
+static void on_request(natsMsg *msg) { on_call(msg, true); }
+
+static enum decoded incoming_read(struct incoming *in, size_t *needs) {
+    struct reader r = {.start = in->params, .at = in->params, .end = in->params + in->params_len};
+    enum decoded d = in->is_request ? read_request(&r, &in->message, &in->timeout_ms)
+                                    : read_publish(&r, &in->message);
+    *needs = d == NEEDS_MORE ? r.needs : 0;
+    return d;
+}
+
+/* The same of a call whose parameters are in its buffer. */
+static struct incoming incoming_of(struct call *c) {
+    struct buffer *b = c->buffer;
+    const char *state = b->state ? b->bytes + b->parent : NULL;
+    return (struct incoming){
+        .link = c->link,
+        .caller = reply_of(c),
+        .is_request = c->is_request,
+        .trace = {b->parent ? b->bytes : NULL, state},
+        .params = buffer_bytes(b),
+        .params_len = b->len,
+    };
+}
+
+static const char *error_prefix(bool is_request) { return is_request ? "nats send error: " : ""; }
+
+static enum function function_of(bool is_request) { return is_request ? REQUEST : PUBLISH; }
+
+/* A slot for a call of a component; NULL: none is free for this link. */
+static struct call *call_accept(struct link *l, const struct incoming *in) {
+    if (l->conn && calls_free_for(l) == 0) { /* publishes whose bytes the kernel takes now have ended */
+        conn_write(l->conn);
+        on_written(l->conn);
+    }
+    if (calls_free_for(l) == 0) { /* nor need requests wait whose callers do not acknowledge: they are gone */
+        EACH_CALL(c) {
+            if (c->link != l || c->state != CALL_ASKED) continue;
+            if (c->absences >= ABSENCES_MAX / 2 || (!c->heard && c->pause_ms >= 16 * HANDSHAKE_PAUSE_MS))
+                call_end_unanswered(c, "", caller_gone);
+        }
+    }
+    struct call *c = call_take(l);
+    if (!c) return NULL;
+    c->reply_len = text_of(in->caller, c->reply, sizeof(c->reply)).len;
+    c->is_request = in->is_request;
+    c->pause_ms = HANDSHAKE_PAUSE_MS;
+    c->acknowledges = in->acknowledges;
+    c->heard = !in->acknowledges;
+    c->again_ms = c->heard ? 0 : now_ms + HANDSHAKE_PAUSE_MS;
+    return c;
+}
+
+/* Answers a call that gets no slot of its link: with an error text, or (`traps`) without a result, which
+ * fails it. */
+static void call_refuse(const struct incoming *in, bool traps, const char *why) {
+    uint8_t result[ERROR_MAX + 8];
+    size_t len = traps ? 0 : write_error(result, error_prefix(in->is_request), why);
+    say(in->link ? &in->link->topic : &no_link.topic, LEVEL_WARN, "a call of component %s by link %s %s: %s",
+        in->component, in->name, traps ? "failed" : "was refused", why);
+    if (in->link) count_call(in->link, function_of(in->is_request), FAILED, now_us, why);
+    struct call *c = call_accept(&no_link, in);
+    if (c) (void)send_handshake(in->caller, c);
+    if (traps) send_error(in->caller, why);
+    if (c) answer(c, result, len);
+    else (void)send_answer(in->caller, NULL, result, len);
+}
+
+/* Another chunk of parameters, or their end, on Rs.params: either says that the caller has the handshake. */
+static void on_params(struct call *c, natsMsg *msg) {
+    const uint8_t *bytes = (const uint8_t *)natsMsg_GetData(msg);
+    size_t len = (size_t)natsMsg_GetDataLength(msg);
+    c->heard = true;
+    c->nobody = false;
+    c->absences = 0;
+    if (c->state == CALL_ANSWERED) {
+        call_deliver(c);
+        return;
+    }
+    if (c->again_ms) c->again_ms = now_ms + HANDSHAKE_MS; /* whether it still waits */
+    if (c->state != CALL_PARAMS) return;
+    if (len == 0) {
+        call_end_trap(c, "its parameters ended before they were whole");
+        return;
+    }
+    struct buffer *b = c->buffer;
+    if (b->len + len > PARAMS_MAX) {
+        call_end_error(c, too_large);
+        return;
+    }
+    if (b->len + len > b->room) { /* a larger one takes its place */
+        size_t room = MIN(2 * (b->len + len), PARAMS_MAX);
+        struct buffer *larger = buffer_make(c->link, incoming_of(c).trace, buffer_bytes(b), b->len, room);
+        if (!larger) {
+            call_end_error(c, no_memory);
+            return;
+        }
+        buffer_free(c->link, b);
+        c->buffer = b = larger;
+    }
+    memcpy(buffer_bytes(b) + b->len, bytes, len);
+    b->len += (uint32_t)len;
+    if (b->len < c->needs) return;
+    struct incoming in = incoming_of(c);
+    enum decoded d = incoming_read(&in, &c->needs);
+    if (d == WHOLE) call_forward(c, &in);
+    else if (d == MALFORMED) call_end_trap(c, no_parameters);
+    else if (c->needs > PARAMS_MAX) call_end_error(c, too_large);
+}
+
+/* A chunk was passed over, since it is too large. (That of a result is not answered: the time of its call
+ * will be over.) */
+static void on_params_skipped(struct call *c) {
+    if (c->state == CALL_PARAMS) call_end_error(c, too_large);
+}
+
+/* So was a call, with all that would say whose it is. It is answered like one that has a link. */
+static void on_call_skipped(const char *reply, bool is_request) {
+    struct incoming in = {.component = "?",
+                          .name = "?",
+                          .caller = span_of(reply),
+                          .is_request = is_request,
+                          .acknowledges = true};
+    if (is_inbox(in.caller)) call_refuse(&in, false, too_large);
+}
+
+/* (503) Nobody listens to a caller's inbox. It is gone, or its host is away from the lattice for a moment: so
+ * it is asked again soon, and the answers in a row are counted. Of a client that listens to each inbox by
+ * itself it says nothing. */
+static void on_caller_absent(struct call *c, natsMsg *msg) {
+    if (!is_no_responders(msg) || !c->again_ms || client_of(reply_of(c)).len == 0) return;
+    c->nobody = true;
+    c->again_ms = MIN(c->again_ms, now_ms + HANDSHAKE_PAUSE_MAX_MS);
+    wake_at(c->again_ms);
+}
+
+/* Gives a message to the link's connection; replies to a request come to the inbox of its call. */
+static enum posted call_post(struct call *c, const struct incoming *in) {
+    UNSET char subject[SUBJECT_MAX + 1], reply[MAX(SUBJECT_MAX + 1, INBOX_MAX + TOKEN_LEN)];
+    const struct message *m = &in->message;
+    struct conn *conn = in->link->conn;
+    const struct header headers[] = {
+        {"traceparent", in->trace.parent},
+        {"tracestate",  in->trace.state },
+        {NULL,          NULL            }
+    };
+    if (!conn) return POST_DOWN;
+    if (in->is_request && inbox_is_refused(conn, 'c')) return POST_NO_REPLY;
+    struct span to = text_of(m->subject, subject, sizeof(subject)), from = NOWHERE;
+    if (in->is_request) from = call_inbox(c, conn, reply);
+    else if (m->has_reply) from = text_of(m->reply_to, reply, sizeof(reply));
+    bool takes = conn->io.headers && strncmp(subject, "$SYS", 4) != 0; /* nats-server parses none there */
+    return post(conn, to, from, in->trace.parent && takes ? headers : NULL, m->body.at, m->body.len);
+}
+
+/* How long a call may wait in the outbox. */
+static uint32_t outbox_ms(const struct incoming *in) {
+    return in->is_request ? MIN(in->timeout_ms, PUBLISH_TIMEOUT_MS) : PUBLISH_TIMEOUT_MS;
+}
+
+/* What became of giving the message to the connection: the call awaits its outcome, or ends. */
+static void call_posted(struct call *c, const struct incoming *in, enum posted p) {
+    struct link *l = c->link;
+    if (p != POSTED) {
+        bool wrong = !l->conn && *l->error; /* its settings: that says how */
+        call_end_error(c, wrong ? l->error : posted_text[p]);
+        return;
+    }
+    buffer_free(l, c->buffer);
+    c->buffer = NULL;
+    c->conn = l->conn;
+    c->out_at = c->conn->io.given;
+    /* what it has waited in the outbox is part of a request's time */
+    uint64_t since_ms = c->state == CALL_OUTBOX ? c->deadline_ms - outbox_ms(in) : now_ms;
+    uint32_t most_ms = c->acknowledges ? UINT32_MAX : REQUEST_MAX_MS; /* others are asked: see call_again() */
+    if (c->is_request) call_set(c, CALL_ASKED, since_ms + MIN(in->timeout_ms, most_ms));
+    else call_set(c, CALL_WRITING, UINT64_MAX);
+}
+
+/* nats.c's write buffers grow and never shrink. When memory for one is short, an idle link whose own has
+ * grown connects anew, and the new connection takes over. */
+static void make_room(const struct link *wanting) {
+    EACH_LINK(l) {
+        struct conn *c = l->conn;
+        if (l == wanting || l->delivers || l->calls > 0 || l->next || !c || c->state != CONN_UP) continue;
+        if (c->io.capacity < MESSAGE_MAX) continue;
+        l->next = conn_start(l, json_incref(l->settings));
+        return;
+    }
+}
+
+/* Sends what a component wants sent, or puts the call into the outbox: behind those that wait there
+ * already. */
+static void call_forward(struct call *c, const struct incoming *in) {
+    struct link *l = c->link;
+    const struct message *m = &in->message;
+    const char *error = NULL;
+    /* the reference provider's words; the subject is checked before anything */
+    if (!is_subject(m->subject, false)) error = "invalid subject";
+    else if (m->has_reply && !is_subject(m->reply_to, false)) error = "invalid reply-to subject";
+    else if (m->body.len > MESSAGE_MAX) error = too_large;
+    if (error) {
+        call_end_error(c, error);
+        return;
+    }
+    bool rests = now_ms < l->after_ms;
+    enum posted p = l->outbox.first || rests ? POST_FULL : call_post(c, in);
+    if (p != POST_FULL) {
+        call_posted(c, in, p);
+        return;
+    }
+    if (!rests && l->conn && !l->conn->io.blocked) make_room(l);
+    if (!c->buffer) c->buffer = buffer_make(l, in->trace, in->params, in->params_len, in->params_len);
+    if (!c->buffer) {
+        call_end_error(c, posted_text[POST_FULL]);
+        return;
+    }
+    call_set(c, CALL_OUTBOX, now_ms + outbox_ms(in));
+}
+
+/* Tries again what waits for room, the oldest first. Called after writing. */
+static void outbox_step(struct link *l) {
+    while (l->outbox.first && now_ms >= l->after_ms && (!l->conn || !l->conn->io.blocked)) {
+        struct call *c = l->outbox.first;
+        struct incoming in = incoming_of(c);
+        (void)incoming_read(&in, &c->needs); /* whole: else it would not be here */
+        enum posted p = call_post(c, &in);
+        if (p == POST_FULL) return;
+        call_posted(c, &in, p);
+    }
+}
+
+/* A connection has written: the publishes end whose bytes the kernel has taken. */
+static void on_written(struct conn *conn) {
+    static const uint8_t ok[] = {0};
+    while (conn->writing.first && conn->writing.first->out_at <= conn->io.written)
+        call_end_ok(conn->writing.first, ok, sizeof(ok));
+}
+
+/* The lattice's has: the calls end whose results are out of our hands. While slots are plenty that is when
+ * the other side's kernel has them: ours may lose what it has taken, with the connection. */
+static void on_answers_written(struct conn *conn) {
+    int unsent = 0;
+    if (!conn->writing.first || !conn_is_open(conn)) return;
+    if (calls.used <= CALLS_MAX / 4) (void)ioctl(conn->fd, SIOCOUTQ, &unsent);
+    uint64_t out = conn->io.written - MIN((uint64_t)unsent, conn->io.written);
+    while (conn->writing.first && conn->writing.first->out_at <= out) call_free(conn->writing.first);
+}
+
+static struct message message_of(natsMsg *msg) {
+    struct span reply = span_of(natsMsg_GetReply(msg));
+    struct span body = {natsMsg_GetData(msg), (size_t)natsMsg_GetDataLength(msg)};
+    return (struct message){span_of(natsMsg_GetSubject(msg)), body, reply, reply.len > 0};
+}
+
+/* The reply to a request, on the inbox of its call: result<broker-message, string>. protocol: the subject
+ * is the one that the reply was sent to, as in the reference provider. */
+static void on_reply(struct call *c, natsMsg *msg) {
+    struct message m = message_of(msg);
+    if (is_no_responders(msg)) {
+        call_end_unanswered(c, error_prefix(true), "no responders: no responders");
+        return;
+    }
+    m.has_reply &= is_utf8(m.reply_to);
+    bool room = lattice->state != CONN_UP || conn_has_room(lattice, message_size(&m) + 4096);
+    if (!room || 1 + message_size(&m) > sizeof(scratch)) {
+        call_end_error(c, "no room for a reply of this size");
+        return;
+    }
+    scratch[0] = 0;
+    call_end_ok(c, scratch, 1 + write_message(scratch + 1, &m));
+}
+
+static void call_end_ok(struct call *c, const uint8_t *result, size_t len) {
+    count_call(c->link, function_of(c->is_request), OK, c->began_us, NULL);
+    answer(c, result, len);
+}
+
+/* Ends a request that got no reply: an outcome that is the component's to deal with, and not for the log. */
+static void call_end_unanswered(struct call *c, const char *prefix, const char *error) {
+    uint8_t result[ERROR_MAX + 8];
+    count_call(c->link, function_of(c->is_request), FAILED, c->began_us, error);
+    answer(c, result, write_error(result, prefix, error));
+}
+
+/* Ends a call with an error text for the component. */
+static void call_end_error(struct call *c, const char *error) {
+    say(&c->link->topic, LEVEL_WARN, "a call of the component ended without success: %s", error);
+    call_end_unanswered(c, error_prefix(c->is_request), error);
+}
+
+/* Ends a call whose parameters are no good: it fails, and the component traps. */
+static void call_end_trap(struct call *c, const char *error) {
+    say(&c->link->topic, LEVEL_WARN, "a call of the component failed: %s", error);
+    count_call(c->link, function_of(c->is_request), FAILED, c->began_us, error);
+    send_error(reply_of(c), error);
+    answer(c, NULL, 0);
+}
+
+/* The time of a call's state is over. */
+static void call_expire(struct call *c) {
+    if (c->state == CALL_PARAMS) call_end_trap(c, "its parameters did not come in time");
+    else if (c->state == CALL_ASKED)
+        call_end_unanswered(c, "", "nats request timed out: deadline has elapsed");
+    else call_end_error(c, "the server took no bytes in time");
+}
+
+/* A connection of a link is gone (or NULL: the link itself): the calls end that it carried, or that waited
+ * for it. */
+static void link_calls_end(struct link *l, const struct conn *conn, const char *error) {
+    EACH_CALL(c) {
+        if (c->link != l) continue;
+        bool carried = (c->state == CALL_WRITING || c->state == CALL_ASKED) && (!conn || c->conn == conn);
+        bool waited = c->state == CALL_OUTBOX && (!conn || l->conn == conn);
+        if (carried || waited || (!conn && c->state == CALL_PARAMS)) call_end_error(c, error);
+        if (conn || c->state < CALL_ANSWERED) continue;
+        /* it is only to be answered, and outlives its link */
+        size_t size = c->buffer ? buffer_size(c->buffer) : 0;
+        l->bytes -= size;
+        no_link.bytes += size;
+        c->link = &no_link;
+    }
+}
+
+/* A call of a component has a result, or none (`len` 0), which fails it. Either goes out when the caller
+ * hears us, and the lattice takes it; until it is written it is kept in place of the parameters, since a
+ * connection that breaks takes with it what it had not written. */
+static void answer(struct call *c, const uint8_t *result, size_t len) {
+    bool brief = len <= sizeof(c->brief);
+    struct buffer *b = NULL;
+    c->sent = 0;
+    bool whole = c->heard && send_chunks(reply_of(c), call_suffix(c), result, len, &c->sent);
+    if (!brief) b = buffer_make(c->link, (struct trace){0}, result, len, len);
+    if (!brief && !b && !whole && !c->heard && lattice->state == CONN_UP) /* now, or never */
+        whole = send_answer(reply_of(c), c, result, len);
+    if (!brief && !b && whole) {
+        call_free(c);
+        return;
+    }
+    if (!brief && !b) { /* what fits, unless it began otherwise: a call that fails does not hang */
+        uint8_t error[ERROR_MAX + 8];
+        answer(c, error, c->sent ? 0 : write_error(error, error_prefix(c->is_request), no_memory));
+        return;
+    }
+    buffer_free(c->link, c->buffer);
+    c->buffer = b;
+    c->brief_len = brief ? (uint16_t)len : 0;
+    if (c->brief_len) memcpy(c->brief, result, len);
+    if (whole) {
+        call_sent(c);
+        return;
+    }
+    if (c->heard) c->again_ms = now_ms + DELIVER_PAUSE_MS;
+    call_set(c, CALL_ANSWERED, UINT64_MAX);
+    if (!c->heard) send_early(c);
+}
+
+/*
+ * ---- 6 handle-message -------------------------------------------------------------------------------------
+ *
+ * A NATS message for a component becomes a delivery. It waits in its link's queue until the component can
+ * take it, becomes a call of handle-message, and ends when the component has answered and, if it came from
+ * a consumer, JetStream was told.
+ *
+ *     subscription ── on_message ──┐                     ┌─ on_outcome, delivery_expire ─▶ delivery_end
+ *                                  ├─▶ queue ─ dispatch ─┤
+ *     consumer ─── js_message ─────┘     ▲               └─ nobody runs the component,
+ *                                        └── queue_return ◀── or the lattice takes no more
+ *
+ * A component has at most max_in_flight messages of a link at a time. What is in the queue holds no slot,
+ * only bytes of the backlog. When the component has all that it may have, the loop stops reading the link's
+ * connection, so that a short burst waits in the kernel and in the server; and once more when the queue is
+ * full. But only for PAUSE_MS and PAUSE_FULL_MS, and not again for PAUSE_EVERY_MS, since nats-server cuts a
+ * client that reads slowly. A message that finds no room in the queue then is dropped and counted; a
+ * consumer's is not even asked for.
+ *
+ * Interface: on_message, link_may_be_read (connections), dispatch (the loop; whenever a call ended),
+ * on_handshake, on_outcome, delivery_doubt (the lattice), params_send_rest, delivery_expire (deadlines),
+ * delivery_…, deliveries_abandon and queue_… (JetStream, links, stopping).
+ */
+static enum posted invoke(struct call *c);
+static void delivery_end(struct call *c, enum count outcome);
+static void message_drop(struct link *l, unsigned count, const char *on, const char *why);
+static void delivery_drop(struct link *l, struct delivery *d, const char *why);
+static void params_abandon(struct call *c);
+
+static struct trace trace_from(const char *parent, const char *state) {
+    if (!parent || strlen(parent) >= TRACE_MAX || strchr(parent, '\r')) return (struct trace){0};
+    if (state && (strlen(state) >= TRACE_MAX || strchr(state, '\r'))) state = NULL;
+    return (struct trace){parent, state};
+}
+
+static bool link_takes_work(const struct link *l) {
+    return l->state == LINK_RUNNING && stop.state == RUNNING;
+}
+
+/* A message of one of the link's subscriptions; NULL: it was passed over, for this reason. */
+static void on_message(struct link *l, const char *subject, natsMsg *msg, const char *error) {
+    l->counts[RECEIVED]++;
+    if (stop.state > STOP_CALLS) error = "the provider is stopping"; /* it was on its way */
+    struct delivery *d = msg && stop.state <= STOP_CALLS ? delivery_make(l, msg, NULL, &error) : NULL;
+    if (!d) {
+        char on[CALL_HEAD + 16];
+        (void)snprintf(on, sizeof(on), " (subject %.*s)", CALL_HEAD, subject);
+        message_drop(l, 1, on, error);
+        return;
+    }
+    queue_push(l, d);
+    dispatch(l);
+}
+
+/* Whether a link's component may have another message now. */
+static bool link_may_call(const struct link *l) {
+    return l->in_flight < l->max_in_flight && lattice->state == CONN_UP && conn_is_well(lattice);
+}
+
+/* The queue that is served next: each has its turn. What consumers delivered rests while nobody runs the
+ * component. */
+static struct queue *queue_next(struct link *l) {
+    bool stored = l->stored.first && now_ms >= l->absent_until_ms;
+    if (stored && (l->stored_turn || !l->plain.first)) {
+        l->stored_turn = false;
+        return &l->stored;
+    }
+    l->stored_turn = true;
+    return l->plain.first ? &l->plain : NULL;
+}
+
+/* Starts what waits, as far as the component may have it and slots allow. */
+static void dispatch(struct link *l) {
+    while (l->queued > 0 && link_may_call(l)) {
+        struct queue *q = queue_next(l);
+        struct call *c = q ? call_take(l) : NULL;
+        if (!c) return;
+        struct delivery *d = c->delivery = q->first;
+        q->first = d->next;
+        l->queued--;
+        enum posted p = invoke(c);
+        if (p == POSTED) continue;
+        c->delivery = NULL;
+        call_free(c);
+        if (p == POST_TOO_LARGE) { /* its headers alone exceed the lattice's max_payload */
+            delivery_drop(l, d, "the lattice takes no message of this size");
+            continue;
+        }
+        queue_return(l, d); /* the loop comes back here when it has written */
+        return;
+    }
+}
+
+/* Where the trace headers of a delivery begin, in bytes. */
+static size_t delivery_head(const struct delivery *d) {
+    return d->ack ? offsetof(struct delivery, bytes) + d->ack : offsetof(struct delivery, since_s);
+}
+
+static uint8_t *delivery_params(struct delivery *d) { return (uint8_t *)d + delivery_head(d) + d->trace; }
+
+static size_t delivery_size(const struct delivery *d) {
+    return arena_block(delivery_head(d) + d->trace + d->params_len);
+}
+
+static void delivery_count(struct link *l, const struct delivery *d, size_t bytes) {
+    backlog_count(l, bytes);
+    if (!d->ack) backlog.plain += bytes;
+}
+
+/* Whether so many bytes more may wait for the component, of what subscriptions bring. That leaves two large
+ * messages' worth to parameters of calls, and to what goes on to the component at once, and `kept` to
+ * consumers. */
+static bool queue_has_room(const struct link *l, size_t size) {
+    bool own = l->bytes + size <= BACKLOG_OWN;
+    bool leaves = backlog.plain + size + 2 * PARAMS_MAX + backlog.kept <= BACKLOG_SHARED;
+    return (own || leaves) && backlog_has_room(l, size);
+}
+
+static const char queue_full[] = "the component is too slow, and its queue is full";
+
+/* Makes a delivery of a message; of a consumer's, if `k` says so. NULL, and why: it can never be given to a
+ * component, or there is no room for it in the link's queue. (*error is no_memory or queue_full only in the
+ * second case.) */
+static struct delivery *delivery_make(struct link *l, natsMsg *msg, struct consumer *k, const char **error) {
+    struct header h[HEADERS_MAX] = {
+        {"traceparent", NULL},
+        {"tracestate",  NULL}
+    };
+    struct message m = message_of(msg);
+    const char *ack = k ? natsMsg_GetReply(msg) : NULL;
+    if (k) m.has_reply = false; /* protocol: wasmCloud's built-in provider gives none either */
+    size_t params_len = message_size(&m);
+    *error = "its body is larger than this build takes (--version says what that is)";
+    if (m.body.len > MESSAGE_MAX || params_len > PARAMS_MAX) return NULL;
+    *error = "its subject is not UTF-8, which a component cannot be given";
+    if (!is_utf8(m.subject) || (m.has_reply && !is_utf8(m.reply_to))) return NULL;
+    headers_read(msg, h);
+    struct trace trace = trace_from(h[0].value, h[1].value);
+    size_t parent_len = trace.parent ? strlen(trace.parent) + 1 : 0;
+    size_t state_len = trace.state ? strlen(trace.state) + 1 : 0;
+    struct delivery head = {
+        .number = ++l->arrivals,
+        .params_len = (uint32_t)params_len,
+        .trace = (uint16_t)(parent_len + state_len),
+        .ack = (uint16_t)(ack ? strlen(ack) + 1 : 0),
+        .since_s = (uint16_t)(now_ms / 1000),
+        .consumer = (uint8_t)(k ? k - l->consumers : 0),
+        .epoch = k ? k->epoch : 0,
+    };
+    size_t size = delivery_size(&head), promised = k ? MIN(k->reserved, size) : 0;
+    if (k) k->reserved -= promised;
+    backlog.reserved -= promised;
+    *error = queue_full;
+    bool waits = l->queued > 0 || !link_may_call(l);
+    bool room = waits ? queue_has_room(l, size) : backlog_has_room(l, size);
+    if (promised < size && !room) return NULL;
+    *error = no_memory;
+    assert(size > ARENA_HEAD);
+    struct delivery *d = malloc(size - ARENA_HEAD);
+    if (!d) return NULL;
+    memcpy(d, &head, delivery_head(&head) - head.ack); /* the block need not hold the whole struct */
+    if (ack) memcpy(d->bytes, ack, head.ack);
+    char *at = (char *)d + delivery_head(d);
+    if (trace.parent) at = mempcpy(at, trace.parent, parent_len);
+    if (trace.state) at = mempcpy(at, trace.state, state_len);
+    (void)write_message((uint8_t *)at, &m);
+    delivery_count(l, d, size);
+    return d;
+}
+
+static void delivery_free(struct link *l, struct delivery *d) {
+    if (d->ack) {
+        l->consumers[d->consumer].open--;
+        assert(d->conn == 0 || conns[d->conn].users > 0);
+        if (d->conn) conns[d->conn].users--;
+    }
+    delivery_count(l, d, -delivery_size(d));
+    free(d);
+}
+
+static void queue_push(struct link *l, struct delivery *d) {
+    struct queue *q = d->ack ? &l->stored : &l->plain;
+    d->next = NULL;
+    if (q->first) q->last->next = d;
+    else q->first = d;
+    q->last = d;
+    l->queued++;
+}
+
+/* Puts a delivery back to its place in the order of arrival, which is at the front or close to it. */
+static void queue_return(struct link *l, struct delivery *d) {
+    struct queue *q = d->ack ? &l->stored : &l->plain;
+    struct delivery **at = &q->first;
+    while (*at && (int32_t)((*at)->number - d->number) < 0) at = &(*at)->next;
+    if (!*at) q->last = d;
+    d->next = *at;
+    *at = d;
+    l->queued++;
+}
+
+/* What log lines say of a message to a component: the subject in its parameters, or in the beginning of
+ * them; cut if it is long, but not within a character. */
+static const char *on_subject(const uint8_t *params, size_t len, char out[CALL_HEAD + 16]) {
+    struct reader r = {.start = params, .at = params, .end = params + MIN(len, (size_t)CALL_HEAD)};
+    uint32_t subject = 0;
+    (void)read_u32(&r, &subject);
+    struct span s = {(const char *)r.at, MIN(subject, (size_t)(r.end - r.at))};
+    while (!is_utf8(s)) s.len--;
+    (void)snprintf(out, CALL_HEAD + 16, " (subject %.*s)", (int)s.len, s.at);
     return out;
 }
 
-/* What the command line or the host got wrong: one sentence, and exit code 1. */
-__attribute__((format(printf, 1, 2), noreturn)) static void die(const char *format, ...) {
-    char text[512], safe[512];
-    va_list args;
-    va_start(args, format);
-    (void)vsnprintf(text, sizeof(text), format, args);
-    va_end(args);
-    (void)fprintf(stderr, PROVIDER_NAME ": %s\n", escaped(safe, sizeof(safe), text, false));
-    exit(1);
+/* Messages are dropped; `on`: the subject of the only one, in words, or "". */
+static void message_drop(struct link *l, unsigned count, const char *on, const char *why) {
+    say(&l->topic, LEVEL_WARN, "%u message%s dropped: %s%s", count, count == 1 ? "" : "s", why, on);
+    l->counts[DROPPED] += count;
 }
 
-/* What a line can be about, and which of its lines came lately: where one would repeat thousands of times, the first few
- * are written, the rest is counted, and the count is written when GATE_MS are over. */
-enum { GATES = 8, GATE_LINES = 5, GATE_MS = 5000 };
-
-struct topic {
-    const char *kind;      /* "link", "lattice", "provider" */
-    char name[256];
-    struct gate {
-        const char *format; /* tells one line from another */
-        uint64_t until;
-        unsigned lines, held;
-        char last[96];
-    } gates[GATES];
-};
-
-static void write_line(const struct topic *topic, enum level level, const char *words) {
-    char safe[1200], who[300], when[32], line[1800];
-    struct timespec t;
-    struct tm tm;
-    (void)clock_gettime(CLOCK_REALTIME, &t);
-    (void)strftime(when, sizeof(when), "%Y-%m-%dT%H:%M:%S", gmtime_r(&t.tv_sec, &tm));
-    (void)snprintf(when + strlen(when), 8, ".%03dZ", (int)(t.tv_nsec / 1000000));
-    (void)escaped(safe, sizeof(safe), words, logger.json);
-    (void)escaped(who, sizeof(who), topic->name, logger.json);
-    const char *form = logger.json ? "{\"timestamp\":\"%s\",\"level\":\"%s\",\"%s\":\"%s\",\"message\":\"%s\"}\n" : "%s %-5s %s %s: %s\n";
-    int n = snprintf(line, sizeof(line), form, when, level_names[level], topic->kind, who, safe);
-    struct pollfd out = {.fd = STDERR_FILENO, .events = POLLOUT};
-    if (poll(&out, 1, 0) != 1 || !(out.revents & POLLOUT) || write(STDERR_FILENO, line, (size_t)n) < 0) logger.lost++;
+/* Ends a delivery that can never be handled: JetStream is told not to deliver it again. */
+static void delivery_drop(struct link *l, struct delivery *d, const char *why) {
+    char on[CALL_HEAD + 16];
+    if (d->ack) (void)js_settle(l, d, DROPPED);
+    message_drop(l, 1, on_subject(delivery_params(d), d->params_len, on), why);
+    delivery_free(l, d);
 }
 
-/* Writes the count of what was held back, when its time has come. */
-static void topic_tick(struct topic *topic, uint64_t at) {
-    for (struct gate *g = topic->gates; g < topic->gates + GATES; g++) {
-        char words[160];
-        if (!g->held || at < g->until) continue;
-        (void)snprintf(words, sizeof(words), "%u more lines like this in %d s: %s", g->held, GATE_MS / 1000, g->last);
-        write_line(topic, LEVEL_WARN, words);
-        g->until = now + GATE_MS;
-        g->held = 0;
+/* Gives a consumer's delivery back to JetStream, without the component having failed on it. */
+static void delivery_give_back(struct link *l, struct delivery *d, const char *why) {
+    say(&l->topic, LEVEL_INFO, "a message of consumer %s was given back: %s",
+        l->consumers[d->consumer].name.consumer, why);
+    js_nak(l, d, NAK_MIN_MS); /* nats-server 2.9 mistakes the message if it has to send it at once */
+    l->counts[RETURNED]++;
+    delivery_free(l, d);
+}
+
+/* Empties the queue: what came by subscriptions is dropped, what consumers delivered is given back. */
+static void queue_drop(struct link *l, const char *why) {
+    unsigned dropped = 0;
+    for (struct delivery *d; (d = l->plain.first); dropped++) {
+        l->plain.first = d->next;
+        delivery_free(l, d);
+    }
+    for (struct delivery *d; (d = l->stored.first);) {
+        l->stored.first = d->next;
+        delivery_give_back(l, d, why);
+    }
+    l->queued = 0;
+    if (dropped > 0) message_drop(l, dropped, "", why);
+}
+
+/* Of a subscription's delivery only what did not go out is needed. Returns that; NULL: nothing is. */
+static struct delivery *delivery_rest(struct link *l, struct delivery *d, size_t sent) {
+    if (sent == d->params_len) {
+        delivery_free(l, d);
+        return NULL;
+    }
+    size_t size = delivery_size(d);
+    memmove(delivery_params(d), delivery_params(d) + sent, d->params_len - sent);
+    d->params_len -= (uint32_t)sent;
+    delivery_count(l, d, delivery_size(d) - size);
+    struct delivery *smaller = realloc(d, delivery_size(d) - ARENA_HEAD);
+    if (smaller) d = smaller;
+    return d;
+}
+
+/* Sends a call to the component: with as much of the parameters as one message takes, headers included. The
+ * rest follows the handshake. If it is not POSTED, the call and its delivery are the caller's to deal with.
+ * protocol: wrpc-transport-nats, invoke: the first chunk travels with the headers, the others go to
+ * Rs.params. */
+static enum posted invoke(struct call *c) {
+    UNSET char inbox[INBOX_MAX + TOKEN_LEN];
+    struct link *l = c->link;
+    struct delivery *d = c->delivery;
+    const char *parent = d->trace ? (char *)d + delivery_head(d) : NULL;
+    const char *state = parent && d->trace > strlen(parent) + 1 ? parent + strlen(parent) + 1 : NULL;
+    const struct header headers[] = {
+        {"source-id",   self.key    },
+        {"target-id",   l->component},
+        {"traceparent", parent      },
+        {"tracestate",  state       }
+    };
+    size_t max = lattice->io.max_payload, head = headers_size(headers);
+    c->first = (uint32_t)MIN(d->params_len, max > head ? max - head : 0);
+    result_start(&c->result);
+    call_token(c, c->first < d->params_len ? 'a' : 'A'); /* small letters: more parameters follow */
+    struct span rc = call_inbox(c, lattice, inbox);
+    enum posted p = post(lattice, span_of(l->subject), rc, headers, delivery_params(d), c->first);
+    if (p != POSTED) return p;
+    c->head_len = (uint8_t)MIN(d->params_len, sizeof(c->head));
+    memcpy(c->head, delivery_params(d), c->head_len);
+    if (!d->ack) {
+        c->delivery = delivery_rest(l, d, c->first);
+        c->first = 0;
+    }
+    call_set(c, CALL_INVOKED, now_ms + l->handler_timeout_ms);
+    return POSTED;
+}
+
+/* Nobody runs the component. A consumer's message waits until somebody does: its deliveries may be
+ * numbered. */
+static void component_absent(struct call *c) {
+    struct link *l = c->link;
+    struct delivery *d = c->delivery;
+    char on[CALL_HEAD + 16];
+    if (!d || !d->ack) {
+        say(&l->topic, LEVEL_WARN, "1 message dropped: nobody runs the component%s",
+            on_subject(c->head, c->head_len, on));
+        delivery_end(c, DROPPED);
+        return;
+    }
+    if (now_ms >= l->absent_until_ms) {
+        say(&l->topic, LEVEL_WARN,
+            "nobody runs the component: what its consumers deliver is kept, and tried again");
+        l->absent_until_ms = now_ms + MIN((uint64_t)ABSENT_MIN_MS << MIN(l->absences, 10), ABSENT_MAX_MS);
+        l->absences++;
+    }
+    c->delivery = NULL;
+    call_free(c);
+    if (link_takes_work(l)) queue_return(l, d);
+    else delivery_give_back(l, d, "nobody runs the component, and the link ends");
+}
+
+/* Ends the parameters that somebody waits for: `rs` is whose call is over, or never was. The end has a slot
+ * of its own until it is written. */
+static void params_end(struct span rs) {
+    struct call *c = call_take(&no_link);
+    send_padding(rs);
+    if (!c) {
+        (void)send_to(rs, SPAN(".params"), NOWHERE, NULL, 0);
+        return;
+    }
+    c->is_end = c->heard = true;
+    c->reply_len = text_of(rs, c->reply, sizeof(c->reply)).len;
+    answer(c, NULL, 0);
+}
+
+/* The component's host has the call, or (503) nobody has. It serves nobody else for this component until it
+ * has the rest of the parameters, or their end (1.9). So a handshake gets an end in any case: `c` is NULL
+ * if the call is over. */
+static void on_handshake(struct call *c, natsMsg *msg) {
+    struct span rs = span_of(natsMsg_GetReply(msg));
+    if (is_no_responders(msg)) {
+        if (c) component_absent(c);
+        return;
+    }
+    if (!is_inbox(rs)) return;
+    if (c) {
+        c->handshaken = true;
+        c->link->absences = 0;
+    }
+    struct delivery *d = c ? c->delivery : NULL;
+    bool more = c ? d && c->first < d->params_len : natsMsg_GetSubject(msg)[lattice->inbox_len] >= 'a';
+    if (!more) { /* who has them whole waits for no end: it is for who reads on */
+        (void)send_to(rs, SPAN(".params"), NOWHERE, NULL, 0);
+        return;
+    }
+    if (!c) {
+        params_end(rs);
+        return;
+    }
+    uint32_t sent = c->first;
+    /* hosts of 1.0 echo the headers of the call, and need no padding; several of them answer the same call */
+    if (headers_of(msg).len > 0 && send_chunks(rs, SPAN(".params"), delivery_params(d), d->params_len, &sent))
+        return;
+    params_abandon(c); /* to another host that has answered, if any */
+    c->reply_len = text_of(rs, c->reply, sizeof(c->reply)).len;
+    c->sent = sent;
+    c->pause_ms = HANDSHAKE_PAUSE_MS;
+    /* after a moment, in which the host gets round to registering its inbox: section 8 */
+    c->again_ms = now_ms + PARAMS_PAUSE_MS;
+    wake_at(c->again_ms);
+}
+
+/* Sends what is left of the parameters, and their end; then the end again from time to time until the
+ * result comes, since a host that lost it would wait for ever, and the other calls of the component with
+ * it. */
+static void params_send_rest(struct call *c) {
+    struct delivery *d = c->delivery;
+    bool all = c->sent == d->params_len, drains = c->home != lattice && conn_is_open(c->home);
+    if (c->sent < d->params_len) send_padding(reply_of(c));
+    if (!all || !drains) /* the end would overtake what the old connection still has to write */
+        (void)send_chunks(reply_of(c), SPAN(".params"), delivery_params(d), d->params_len, &c->sent);
+    c->again_ms = now_ms + c->pause_ms;
+    c->pause_ms = (uint16_t)MIN(2 * c->pause_ms, HANDSHAKE_PAUSE_MAX_MS);
+}
+
+/* Nothing more of the parameters goes out. A host that has not got all of them is told so. */
+static void params_abandon(struct call *c) {
+    if (c->state != CALL_INVOKED || !c->again_ms) return;
+    c->again_ms = 0;
+    if (c->sent < c->delivery->params_len) params_end(reply_of(c));
+}
+
+/* Why a call without a whole result has none. That parameters in chunks did not get there whole looks to us
+ * like a trap: their host ends such a call in the same way. */
+static const char *no_result(const struct call *c) {
+    bool in_chunks = c->token[0] >= 'a';
+    if (c->result.at != AT_TAG) return "only a part of the result of handle-message came";
+    if (in_chunks)
+        return "no result: the host lost a part of a message in chunks, or the component failed on it";
+    return "the component trapped on a message";
+}
+
+/* What the component's host sends about a call of ours: to Rc.results part of the result, or the empty
+ * message behind it; to Rc.error, if the call failed (1.0), why. */
+static void on_outcome(struct call *c, const char *suffix, natsMsg *msg) {
+    const uint8_t *bytes = (const uint8_t *)natsMsg_GetData(msg);
+    size_t len = (size_t)natsMsg_GetDataLength(msg);
+    struct topic *topic = &c->link->topic;
+    char on[CALL_HEAD + 16];
+    if (strcmp(suffix, ".error") == 0) {
+        result_start(&c->result);
+        c->result.at = AT_LENGTH; /* a string, as behind the tag of an error */
+        (void)read_result(&c->result, bytes, len);
+        say(topic, LEVEL_WARN, "the component trapped on a message: %s%s", c->result.text,
+            on_subject(c->head, c->head_len, on));
+        delivery_end(c, TRAP);
+        return;
+    }
+    if (strcmp(suffix, ".results") != 0 || !c->handshaken) return; /* forged: a host answers first */
+    enum decoded d = len == 0 ? MALFORMED : read_result(&c->result, bytes, len);
+    if (d == NEEDS_MORE) return;
+    const char *error = len == 0 ? no_result(c) : "the result of handle-message does not decode";
+    if (d == MALFORMED) say(topic, LEVEL_WARN, "%s%s", error, on_subject(c->head, c->head_len, on));
+    else if (c->result.is_error)
+        say(topic, LEVEL_WARN, "the component answered a message with an error: %s%s", c->result.text,
+            on_subject(c->head, c->head_len, on));
+    delivery_end(c, d == MALFORMED ? TRAP : c->result.is_error ? ERROR : HANDLED);
+}
+
+/* The last step of every call of handle-message: its outcome is counted. */
+static void delivery_done(struct call *c) {
+    const char *error = c->outcome == ERROR ? c->result.text : count_names[c->outcome];
+    count_call(c->link, HANDLE_MESSAGE, c->outcome, c->began_us, c->outcome == HANDLED ? NULL : error);
+    call_free(c);
+}
+
+/* A call of handle-message has an outcome. JetStream hears of it first: until then the slot stays. */
+static void delivery_end(struct call *c, enum count outcome) {
+    struct link *l = c->link;
+    params_abandon(c);
+    c->outcome = outcome;
+    if (c->delivery && c->delivery->ack && !js_settle(l, c->delivery, outcome)) {
+        call_set(c, CALL_SETTLING, now_ms + KEPT_MS);
+    } else {
+        delivery_done(c);
+    }
+    dispatch(l);
+}
+
+/* The time of a call's state is over. */
+static void delivery_expire(struct call *c) {
+    if (c->state == CALL_SETTLING) { /* JetStream delivers it again */
+        delivery_done(c);
+        return;
+    }
+    struct link *l = c->link;
+    struct delivery *d = c->delivery;
+    char on[CALL_HEAD + 16];
+    (void)on_subject(c->head, c->head_len, on);
+    if (!c->unsure) {
+        say(&l->topic, LEVEL_WARN,
+            "timed out: the component did not answer a message within %" PRIu64 " ms%s",
+            l->handler_timeout_ms, on);
+    } else {
+        say(&l->topic, LEVEL_WARN, "the lattice was away, and a message has no result%s", on);
+    }
+    if (c->unsure && d && d->ack && link_takes_work(l)) {
+        params_abandon(c);
+        c->delivery = NULL;
+        call_free(c);
+        queue_return(l, d);
+        dispatch(l);
+        return;
+    }
+    delivery_end(c, TIMEOUT);
+}
+
+/* The lattice is back. What a component's host sent meanwhile is lost: its handshake, its result. Nobody can
+ * be asked for it (protocol: a host's inbox for parameters outlives the call), but a result that is still to
+ * come finds its call, since our inboxes are those of before. So it gets as long as the component usually
+ * takes, and some more. Then a consumer's message is tried again; any other may have been handled, and
+ * is not. */
+static void delivery_doubt(struct call *c) {
+    const struct tally *t = &c->link->tallies[HANDLE_MESSAGE];
+    uint64_t usual_ms = t->us / MAX(t->calls, 1) / 1000;
+    c->unsure = c->handshaken = true;
+    c->deadline_ms = MIN(c->deadline_ms, now_ms + UNSURE_MS + 2 * usual_ms);
+    wake_at(c->deadline_ms);
+}
+
+/* Ends the calls of a link whose results nobody will hear. */
+static void deliveries_abandon(struct link *l, const char *why) {
+    EACH_CALL(c) {
+        if (c->link != l) continue;
+        if (c->state == CALL_SETTLING) delivery_done(c);
+        if (c->state != CALL_INVOKED) continue;
+        struct delivery *d = c->delivery;
+        bool stored = d && d->ack;
+        char on[CALL_HEAD + 16];
+        params_abandon(c);
+        if (stored) c->delivery = NULL;
+        call_free(c);
+        if (stored) delivery_give_back(l, d, why);
+        else message_drop(l, 1, on_subject(c->head, c->head_len, on), why);
     }
 }
 
-/* The gate of a line: the one that had it last, or else one that is idle. */
-static struct gate *gate_for(struct topic *topic, const char *format) {
-    struct gate *idle = topic->gates + GATES - 1; /* if none is idle, the last one is shared */
-    for (struct gate *g = topic->gates; g < topic->gates + GATES; g++) {
-        if (g->format == format) return g;
-        if (now >= g->until && !g->held) idle = g;
+/* Whether the loop should read a link's connection now. A pause begins when the component falls behind, and
+ * another when the queue is full, in which it is read as there is room for what one read may complete. The
+ * next ones come after PAUSE_EVERY_MS, and after a time of light load. What only consumers bring is never
+ * too much. */
+static bool link_may_be_read(struct link *l) {
+    enum load load = LOAD_LIGHT;
+    if (!l->subscribed) return true;
+    if (l->in_flight >= l->max_in_flight || l->queued > 0)
+        load = queue_has_room(l, PARAMS_MAX + 2 * IO_BUFFER) ? LOAD_BEHIND : LOAD_FULL;
+    if (load == LOAD_LIGHT && now_ms >= l->next_pause_ms) l->load = LOAD_LIGHT;
+    if (load > l->load) {
+        if (l->load == LOAD_LIGHT) l->next_pause_ms = now_ms + PAUSE_EVERY_MS;
+        l->pause_until_ms = now_ms + (load == LOAD_FULL ? PAUSE_FULL_MS : PAUSE_MS);
+        l->load = load;
     }
-    return idle;
+    return load < l->load || load == LOAD_LIGHT || now_ms >= l->pause_until_ms;
 }
 
-__attribute__((format(printf, 3, 4))) static void say(struct topic *topic, enum level level, const char *format, ...) {
-    char words[1024];
-    va_list args;
-    if (level > logger.level) return;
-    struct gate *g = gate_for(topic, format);
-    if (now >= g->until && !g->held) *g = (struct gate){.format = format, .until = now + GATE_MS};
-    va_start(args, format);
-    (void)vsnprintf(words, sizeof(words), format, args);
-    va_end(args);
-    (void)snprintf(g->last, sizeof(g->last), "%.95s", words);
-    if (g->lines < GATE_LINES) write_line(topic, level, words);
-    if (g->lines++ >= GATE_LINES) g->held++;
+/* Whether a connection of the link that another took over from still has bytes on their way, to us or from
+ * us. */
+static bool link_drains(const struct link *l) {
+    EACH_CONN(c) {
+        if (c->link == l && c->state == CONN_DRAINING && !is_flushed(c)) return true;
+    }
+    return false;
 }
 
-/* A level by its name. RUST_LOG may also name single modules ("info,async_nats=warn"): the part without "=" counts. */
-static void set_level(const char *text) {
-    for (size_t n; *text; text += n + (text[n] == ',')) {
-        n = strcspn(text, ",");
-        for (size_t i = 0; i < COUNT_OF(level_names); i++)
-            if (strlen(level_names[i]) == n && strncasecmp(text, level_names[i], n) == 0) logger.level = (enum level)i;
-    }
+/* Whether what comes by this connection of the link has to wait for what comes by an older one, which keeps
+ * messages in their order. Not for longer than for the older one's probe, or than a pause. */
+static bool link_waits_for_older(const struct link *l, const struct conn *c) {
+    if (!l->subscribed || l->conn != c || c->state != CONN_UP) return false;
+    return now_ms < MAX(l->after_ms, l->pause_until_ms) && link_drains(l);
 }
 
 /*
- * ---- 3 wire values ---------------------------------------------------------------------------------------------------
+ * ---- 7 JetStream ------------------------------------------------------------------------------------------
  *
+ * A link may also take messages from pull consumers, which deliver a message again until it was
+ * acknowledged. A consumer is asked for no more than its component may have at a time, and for no more
+ * bytes than the backlog can promise it: what waits does so in the stream.
+ *
+ *     UNKNOWN ── CONSUMER.INFO ──▶ ASKED ──▶ READY ── MSG.NEXT: so many, for so long ──▶ messages, a status
+ *        ▲────── consumer_failed ────┴───────┘ ▲                                             │
+ *                                              └─────────── the request has ended ───────────┘
+ *
+ * nats.c's own calls for JetStream wait in place, so this is the wire itself. protocol: NATS, "JetStream
+ * wire API reference", ADR-13, ADR-42 (priority groups); nats-server from 2.9 on, consumer.go.
+ *
+ * Interface: js_message, js_answer, js_is_own, js_is_push_status, consumer_of (messages of links), js_settle,
+ * js_nak (deliveries), consumers_step (the loop), consumers_apply, consumers_restart, consumers_error
+ * (links), consumers_refused (connections).
+ */
+static void consumer_step(struct consumer *k);
+static void consumer_progress(struct consumer *k);
+static void requests_share(void);
+
+/* The request for messages has ended: what was promised to it is free. */
+static void request_end(struct consumer *k) {
+    k->wanted = k->pull = 0;
+    backlog.reserved -= k->reserved;
+    k->reserved = 0;
+}
+
+static void consumer_free(struct consumer *k) {
+    request_end(k);
+    json_decref(k->entry);
+    *k = (struct consumer){.state = CONSUMER_UNUSED,
+                           .question = k->question}; /* no answer is for the next one */
+    requests_share();
+}
+
+static void consumers_step(struct link *l) {
+    if (!l->has_consumers) return;
+    bool freed = false, up = l->conn && l->conn->state == CONN_UP && conn_is_well(l->conn);
+    up = up && !inbox_is_refused(l->conn, 'p');
+    EACH_CONSUMER(k, l) {
+        if (k->removed && k->open == 0 && (k->wanted == 0 || now_ms >= k->gone_ms)) {
+            consumer_free(k);
+            freed = true;
+            continue;
+        }
+        if (up && link_takes_work(l)) consumer_step(k);
+        if (k->open > 0 && is_due(k->progress_ms)) consumer_progress(k);
+    }
+    if (freed && link_takes_work(l)) consumers_apply(l); /* a new one may have waited for the place */
+}
+
+/* When one of them has something to do. What is over already waits for the connection, which wakes the
+ * loop. */
+static uint64_t consumers_next_ms(const struct link *l) {
+    uint64_t due_ms = UINT64_MAX;
+    for (const struct consumer *k = l->consumers; k < l->consumers + CONSUMERS_PER_LINK; k++) {
+        bool waits = k->state == CONSUMER_UNKNOWN || k->state == CONSUMER_ASKED || k->wanted > 0;
+        if (k->state == CONSUMER_UNUSED) continue;
+        if (k->removed && k->open == 0) due_ms = MIN(due_ms, k->wanted > 0 ? k->gone_ms : now_ms);
+        if (k->open > 0) due_ms = MIN(due_ms, k->progress_ms);
+        if (waits && k->due_ms >= now_ms) due_ms = MIN(due_ms, k->due_ms);
+        if (k->state == CONSUMER_READY && k->info_ms >= now_ms) due_ms = MIN(due_ms, k->info_ms);
+    }
+    return due_ms;
+}
+
+static void consumer_ask_anew(struct consumer *k, uint64_t at_ms) {
+    request_end(k);
+    k->state = CONSUMER_UNKNOWN;
+    k->pin[0] = 0;
+    k->info = 0;
+    k->due_ms = at_ms;
+}
+
+/* It gives no messages: it is asked less and less often, until it does. */
+static void consumer_failed(struct consumer *k, enum proof needs, const char *error) {
+    char label[300];
+    consumer_ask_anew(k, retry_at(k->failures++));
+    k->needs = MAX(k->needs, needs);
+    k->told = TOLD_NOTHING;
+    (void)snprintf(k->error, sizeof(k->error), "%s", without_secrets(k->link->settings, error));
+    say(&k->link->topic, k->failures > 6 ? LEVEL_DEBUG : LEVEL_ERROR,
+        "%s: %s; it is asked again in %" PRIu64 " ms", js_label(&k->name, label), k->error,
+        k->due_ms - now_ms);
+}
+
+/* Something shows that it works, or did until now. */
+static void consumer_proved(struct consumer *k, enum proof proof) {
+    char label[300];
+    if (proof < k->needs) return;
+    if (*k->error || !k->known)
+        say(&k->link->topic, LEVEL_INFO, "takes messages from %s", js_label(&k->name, label));
+    k->known = true;
+    k->error[0] = 0;
+    k->needs = PROOF_INFO;
+    k->told = TOLD_NOTHING;
+    if (proof > PROOF_INFO) k->failures = 0;
+}
+
+/* To be asked anew, without a fault of anybody: it may be another by now. */
+static void consumer_restart(struct consumer *k) {
+    consumer_ask_anew(k, now_ms);
+    k->same = false;
+    k->last = 0;
+}
+
+/* The connection is another: requests are gone with the old one, messages are not. */
+static void consumers_restart(struct link *l) {
+    EACH_CONSUMER(k, l) {
+        k->same = false;
+        /* what a removed one was asked for may still come by a connection that drains, and is known by it */
+        if (k->removed && k->wanted > 0 && k->asked != l->conn) k->due_ms = k->gone_ms;
+        else consumer_restart(k);
+        k->needs = MIN(k->needs, PROOF_PULL); /* permissions are a connection's */
+    }
+}
+
+/* Sends JetStream a question about a consumer, and returns its number. The answer comes to an inbox with
+ * the numbers of consumer and question. */
+static uint32_t consumer_ask(struct consumer *k, const char *what, const char *json) {
+    struct conn *conn = k->link->conn;
+    char subject[INBOX_MAX + 64], inbox[INBOX_MAX];
+    (void)js_api_subject(&k->name, what, subject, sizeof(subject));
+    (void)snprintf(inbox, sizeof(inbox), "%.*sp.%x.%08x", (int)conn->inbox_len - 2, conn->inbox,
+                   (unsigned)(k - k->link->consumers), ++k->question);
+    (void)post(conn, span_of(subject), span_of(inbox), NULL, json, strlen(json));
+    k->asked = conn;
+    return k->question;
+}
+
+/* Behind the end of the inbox: has JetStream look at its requests, and forget those whose inbox is gone. If
+ * one stood while a message that was given back is due, nats-server 2.9 would take that off its list, find
+ * nobody, and keep it for ack_wait (consumer.go, loopAndGatherMsgs). */
+static void consumers_withdraw(struct link *l) {
+    EACH_CONSUMER(k, l) {
+        if (k->wanted > 0) (void)consumer_ask(k, "INFO", "");
+    }
+}
+
+/* Asks what it allows: at first, and again every so often, since its owner may change it. */
+static void consumer_ask_info(struct consumer *k) {
+    k->info = consumer_ask(k, "INFO", "");
+    k->info_ms = now_ms + PULL_EXPIRES_MS;
+    if (k->told == TOLD) k->told = ASKED_BEHIND;
+}
+
+static void consumer_ask_info_soon(struct consumer *k) {
+    if (!k->info) k->info_ms = now_ms;
+}
+
+static uint64_t lesser(uint64_t a, uint64_t b) { /* of two limits, 0: none */
+    if (a == 0 || b == 0) return MAX(a, b);
+    return MIN(a, b);
+}
+
+static uint64_t request_bytes_most(const struct consumer *k) {
+    return lesser(lesser(k->max_bytes, k->allowed.bytes), PULL_BYTES);
+}
+
+/* Computes anew what of the backlog is for requests, when there are more consumers or fewer. A request
+ * stands for long, and what it may bring is its alone meanwhile: so all of them together get a quarter. */
+static void requests_share(void) {
+    size_t consumers = 0;
+    EACH_LINK(l) {
+        EACH_CONSUMER(k, l) consumers += !k->removed;
+    }
+    backlog.kept = MIN(consumers * PULL_SHARE_MAX, BACKLOG_MAX / 4);
+    backlog.share = backlog.kept / MAX(consumers, 1);
+}
+
+/* What the next request may have promised to it. Where queues were full before there was a consumer, each
+ * request leaves three quarters of what there is to the next ones. */
+static uint64_t request_share(void) {
+    return MIN(backlog.share, (BACKLOG_MAX - backlog.bytes - backlog.reserved) / 4);
+}
+
+/* Bytes that the next request may bring: most of its share; or, if the next message is larger, what that
+ * may have. */
+static uint64_t request_bytes(const struct consumer *k) {
+    return k->large ? request_bytes_most(k) : MIN(request_share() * 3 / 4, request_bytes_most(k));
+}
+
+/* Asks for as many messages as the component may have more, and as there is room for. */
+static void consumer_pull(struct consumer *k) {
+    const size_t each = sizeof(struct delivery) + INBOX_MAX / 2; /* what a message takes beyond its bytes */
+    struct link *l = k->link;
+    char json[300], group[80] = "";
+    uint64_t consumers = 0;
+    if (k->removed || now_ms < l->absent_until_ms || lattice->state != CONN_UP) return;
+    EACH_CONSUMER(other, l) consumers += !other->removed;
+    uint64_t wanted = MAX(l->max_in_flight / MAX(consumers, 1), 1);
+    if (wanted <= k->open) return;
+    uint64_t most = lesser(lesser(k->max_messages, k->allowed.batch), MAX(request_share() / 4 / each, 1));
+    if (k->needs == PROOF_ACK) most = 1; /* what cannot be acknowledged will come again */
+    uint64_t batch = MIN(wanted - k->open, most), bytes = request_bytes(k);
+    uint64_t expires_ms = lesser(PULL_EXPIRES_MS, k->allowed.expires_ms);
+    size_t reserved = (size_t)(bytes + batch * each);
+    if (backlog.bytes + backlog.reserved + reserved > BACKLOG_MAX) return;
+    if (k->group && *k->pin)
+        (void)snprintf(group, sizeof(group), ",\"group\":\"%s\",\"id\":\"%s\"", k->group, k->pin);
+    else if (k->group) (void)snprintf(group, sizeof(group), ",\"group\":\"%s\"", k->group);
+    (void)snprintf(json, sizeof(json),
+                   "{\"batch\":%" PRIu64 ",\"max_bytes\":%" PRIu64 ",\"expires\":%" PRIu64
+                   ",\"idle_heartbeat\":%" PRIu64 "%s}",
+                   batch, bytes, expires_ms * 1000000, MIN(expires_ms / 3, PULL_HEARTBEAT_MS) * 1000000,
+                   group);
+    k->wanted = (unsigned)batch;
+    k->reserved = reserved;
+    backlog.reserved += reserved;
+    k->brought = false;
+    k->pull = consumer_ask(k, "MSG.NEXT", json);
+    k->due_ms = now_ms + 2 * PULL_HEARTBEAT_MS;
+}
+
+static void consumer_unanswered(struct consumer *k, enum proof needs) {
+    consumer_failed(
+        k, needs,
+        k->name.domain || k->name.api_prefix
+            ? "JetStream does not answer: is the entry's domain or api_prefix right, and may this "
+              "user publish there and to $JS.ACK.>?"
+            : "JetStream does not answer: may this user publish to $JS.API.CONSUMER.> and $JS.ACK.>?");
+}
+
+/* One step of the state machine above; called on every turn of the loop. */
+static void consumer_step(struct consumer *k) {
+    switch (k->state) {
+    case CONSUMER_UNUSED:
+        return;
+    case CONSUMER_UNKNOWN:
+        if (!is_due(k->due_ms)) return;
+        k->state = CONSUMER_ASKED;
+        k->due_ms = now_ms + PULL_ANSWER_MS;
+        consumer_ask_info(k);
+        return;
+    case CONSUMER_ASKED:
+        if (is_due(k->due_ms)) consumer_unanswered(k, PROOF_INFO);
+        return;
+    case CONSUMER_READY:
+        if (k->wanted > 0 && is_due(k->due_ms)) { /* not even a heartbeat: the request was lost */
+            consumer_unanswered(k, PROOF_PULL);
+            return;
+        }
+        if (!k->removed && is_due(k->info_ms)) consumer_ask_info(k);
+        if (k->wanted == 0) consumer_pull(k);
+        return;
+    }
+}
+
+/* What the first consumer that fails says, or "". */
+static const char *consumers_error(const struct link *l, char text[400]) {
+    char label[300];
+    for (const struct consumer *k = l->consumers; k < l->consumers + CONSUMERS_PER_LINK; k++) {
+        if (k->state == CONSUMER_UNUSED || k->removed || !*k->error) continue;
+        (void)snprintf(text, 400, "%s: %s", js_label(&k->name, label), k->error);
+        return text;
+    }
+    return "";
+}
+
+/* How often JetStream hears that a message is worked on: three times in its ack_wait. */
+static uint64_t progress_period_ms(const struct consumer *k) {
+    return MAX((k->allowed.ack_wait_ms ? k->allowed.ack_wait_ms : 30000) / 3, 10);
+}
+
+/* JetStream's answer to CONSUMER.INFO. */
+static void consumer_informed(struct consumer *k, natsMsg *msg) {
+    struct js_consumer allowed;
+    struct link *l = k->link;
+    k->info = 0;
+    json_begin();
+    const char *error = js_info_read(msg, &k->name, &allowed);
+    if (error) {
+        k->same = false;
+        consumer_failed(k, PROOF_INFO, error);
+        return;
+    }
+    /* nats-server takes the time once for itself and once, a moment later, for its file, by which it goes
+     * after a restart (consumer.go, addConsumer; filestore.go, ConsumerStore) */
+    int64_t later_ns = (int64_t)(allowed.created_ns - k->allowed.created_ns);
+    bool other = k->allowed.created_ns && llabs(later_ns) > (k->moved ? 0 : CREATED_SLACK_MS * 1000000);
+    if (other) k->epoch++;
+    if (k->moved) k->other = other;
+    k->moved = false;
+    k->allowed = allowed;
+    k->progress_ms = MIN(k->progress_ms, now_ms + progress_period_ms(k));
+    k->same = true;
+    k->state = CONSUMER_READY;
+    consumer_proved(k, k->told == ASKED_BEHIND ? PROOF_ACK : PROOF_INFO);
+    EACH_CALL(c) { /* what became of its messages meanwhile */
+        if (c->state == CALL_SETTLING && c->link == l && js_settle(l, c->delivery, c->outcome))
+            delivery_done(c);
+    }
+}
+
+/* A status line: how the request for messages fares. When it has just ended, the next one follows. */
+static void consumer_status(struct consumer *k, natsMsg *msg) {
+    char text[sizeof(k->error)] = "JetStream refuses the request for messages";
+    struct span said = status_of(msg).text;
+    enum js_status status = js_status_of(msg);
+    k->due_ms = now_ms + 2 * PULL_HEARTBEAT_MS;
+    if (status == JS_HEARTBEAT || status == JS_ENDED) consumer_proved(k, PROOF_PULL);
+    if (status == JS_HEARTBEAT) return;
+    request_end(k);
+    if (status == JS_ENDED) {
+        k->large = false;
+    } else if (status == JS_UNPINNED) {
+        k->pin[0] = 0;
+    } else if (status == JS_TOO_BIG && k->brought) {
+        return;
+    } else if (status == JS_MOVED) {
+        consumer_restart(k);
+        if (k->failures++ > 0) k->due_ms = retry_at(k->failures);
+    } else if (status == JS_TOO_BIG && request_bytes(k) < request_bytes_most(k)) {
+        k->large = true;
+    } else if (status == JS_TOO_BIG) {
+        consumer_failed(
+            k, PROOF_PULL,
+            "its next message is larger than max_bytes, or than this build takes (see --version), and is in "
+            "the way of others");
+    } else {
+        if (said.len) (void)text_of(said, text, sizeof(text));
+        consumer_failed(k, PROOF_PULL, text);
+    }
+}
+
+/* The server refuses a publish on a link's connection. False: it is none of what consumers are asked, or
+ * told of messages. */
+static bool consumers_refused(struct link *l, const char *subject) {
+    static const enum proof needs[] =
+        {[JS_INFO] = PROOF_INFO, [JS_NEXT] = PROOF_PULL, [JS_ACKNOWLEDGEMENT] = PROOF_ACK};
+    UNSET char text[SUBJECT_MAX + 64];
+    bool any = false;
+    EACH_CONSUMER(k, l) {
+        enum js_subject what = js_subject_of(subject, &k->name);
+        if (what == JS_NO_SUBJECT) continue;
+        any = true;
+        k->told = TOLD_NOTHING;
+        (void)snprintf(text, sizeof(text), "Permissions Violation: this user may not publish to %s", subject);
+        if (k->state != CONSUMER_UNKNOWN) consumer_failed(k, needs[what], text); /* else it fails already */
+    }
+    return any;
+}
+
+/* What comes to "{number}.{question}" of a link's pull inbox. */
+static void js_answer(struct link *l, const char *token, natsMsg *msg) {
+    char *end = NULL;
+    uint64_t number = strtoull(token, &end, 16), question = *end == '.' ? strtoull(end + 1, NULL, 16) : 0;
+    struct consumer *k = &l->consumers[MIN(number, CONSUMERS_PER_LINK - 1)];
+    if (number >= CONSUMERS_PER_LINK || question == 0) return;
+    if (question == k->info) consumer_informed(k, msg);
+    else if (question == k->pull) consumer_status(k, msg);
+}
+
+static bool is_same_message(const struct delivery *a, const struct delivery *b) {
+    return a->consumer == b->consumer && a->params_len == b->params_len && js_is_same(a->bytes, b->bytes);
+}
+
+/* Where the open delivery is that has the same message: in the queue, or with the component. Or NULL. */
+static struct delivery **delivery_again(struct consumer *k, const struct delivery *d) {
+    for (struct delivery **at = &k->link->stored.first; *at; at = &(*at)->next)
+        if (is_same_message(*at, d)) return at;
+    EACH_CALL(c) {
+        bool own = c->link == k->link && call_has_delivery(c) && c->delivery->ack;
+        if (own && is_same_message(c->delivery, d)) return &c->delivery;
+    }
+    return NULL;
+}
+
+/* A message that is open was delivered again: the newer delivery takes the place of the older, and its
+ * outcome will be told of it. */
+static void delivery_replace(struct link *l, struct delivery **at, struct delivery *d) {
+    struct delivery *old = *at;
+    d->number = old->number;
+    d->since_s = old->since_s;
+    d->next = old->next;
+    if (l->stored.last == old) l->stored.last = d;
+    *at = d;
+    delivery_free(l, old);
+}
+
+/* A message that a consumer delivered, to be acknowledged on `ack`; NULL: it was passed over, for this
+ * reason. */
+static void js_message(struct consumer *k, struct conn *conn, const char *ack, natsMsg *msg,
+                       const char *error, const struct js_ack *a) {
+    struct link *l = k->link;
+    bool late = conn != l->conn; /* by a connection that drains: of a request that another has followed */
+    if (a->number == k->last && a->time == k->last_time)
+        return; /* the same once more, by a subscription that has our inbox in it */
+    k->last = a->number;
+    k->last_time = a->time;
+    if (k->group && msg) js_pin_read(msg, k->pin);
+    k->brought = true;
+    if (k->failures > 0) consumer_proved(k, PROOF_PULL);
+    if (k->state == CONSUMER_READY) k->due_ms = now_ms + 2 * PULL_HEARTBEAT_MS;
+    struct delivery *d = msg ? delivery_make(l, msg, k, &error) : NULL, **open = NULL;
+    if (d && a->deliveries > 1) open = delivery_again(k, d);
+    if (!late && k->wanted > 0 && --k->wanted == 0) request_end(k);
+    if (!open) l->counts[RECEIVED]++;
+    if (!d) {
+        bool never = error != queue_full && error != no_memory;
+        const char *word = never ? "+TERM" : "-NAK {\"delay\":1000000000}";
+        (void)post(conn, span_of(ack), NOWHERE, NULL, word, strlen(word));
+        say(&l->topic, LEVEL_ERROR, "a message of consumer %s was %s: %s", k->name.consumer,
+            never ? "dropped" : "given back", error);
+        l->counts[never ? DROPPED : RETURNED]++;
+        return;
+    }
+    d->conn = (uint8_t)(conn - conns);
+    if (late && k->other) d->epoch--; /* and of the consumer there */
+    conn->users++;
+    if (k->open++ == 0) k->progress_ms = now_ms + progress_period_ms(k);
+    if (open) { /* ack_wait is over: we were away for long, or its owner made it shorter */
+        delivery_replace(l, open, d);
+        consumer_ask_info_soon(k);
+        return;
+    }
+    if (!link_takes_work(l)) {
+        delivery_give_back(l, d, "the link takes no more work");
+        return;
+    }
+    queue_push(l, d);
+    dispatch(l);
+}
+
+/* The consumer of this link that a message with this reply subject came from, or NULL. protocol:
+ * nats-server takes such a reply subject from no client, so nobody can have a message acknowledged that the
+ * component never saw (client.go). */
+static struct consumer *consumer_of(struct link *l, const char *ack, struct js_ack *a) {
+    if (!ack || strncmp(ack, "$JS.", 4) != 0 || strlen(ack) > SUBJECT_MAX || !is_subject(span_of(ack), false))
+        return NULL;
+    if (!js_ack_read(ack, a)) return NULL;
+    struct consumer *found = NULL;
+    EACH_CONSUMER(k, l) {
+        if (!js_ack_is_of(a, &k->name)) continue;
+        if (a->domain.len ? k->name.domain != NULL : k->wanted > 0) return k; /* rather than a namesake */
+        if (!found) found = k;
+    }
+    return found;
+}
+
+/* Whether a subject is one on which we answer JetStream, on any link. */
+static bool js_is_own(const char *subject) {
+    struct js_ack a;
+    EACH_LINK(l) {
+        if (consumer_of(l, subject, &a)) return true;
+    }
+    return strncmp(subject, "$JS.FC.", 7) == 0;
+}
+
+/* Whether a message is none, but what a push consumer says beside its messages: that it is there, or that it
+ * wants to know whether we are. Its owner wants it answered, or it delivers nothing more. protocol: NATS,
+ * ADR-15; nats-server, consumer.go. */
+static bool js_is_push_status(struct conn *c, natsMsg *msg) {
+    const char *wanted;
+    if (natsMsg_GetDataLength(msg) > 0 || !js_push_status(msg, &wanted)) return false;
+    if (wanted && strncmp(wanted, "$JS.FC.", 7) == 0 && is_subject(span_of(wanted), false))
+        (void)post(c, span_of(wanted), NOWHERE, NULL, NULL, 0);
+    return true;
+}
+
+/* The connection on which JetStream is told of a delivery: the link's, once JetStream has said there that
+ * the consumer still is the same; else the one that it came by, while that drains. NULL: none now. */
+static struct conn *js_conn(struct link *l, const struct delivery *d) {
+    const struct consumer *k = &l->consumers[d->consumer];
+    struct conn *from = &conns[d->conn];
+    bool up = l->conn && conn_is_open(l->conn) && conn_is_well(l->conn) && (k->same || !link_takes_work(l));
+    if (up && k->same && d->epoch == k->epoch) return l->conn;
+    if (d->conn && from->link == l && from->state == CONN_DRAINING && conn_is_well(from)) return from;
+    return up ? l->conn : NULL;
+}
+
+/* Tells JetStream about a message. What does not get through makes it deliver the message again. */
+static void js_post(struct link *l, struct conn *conn, const struct delivery *d, const char *word) {
+    bool by_its_own = conn == &conns[d->conn] && conn->state == CONN_DRAINING;
+    struct consumer *k = &l->consumers[d->consumer];
+    if (!by_its_own && d->epoch != k->epoch) { /* one made anew has no such message, or another */
+        say(&l->topic, LEVEL_INFO,
+            "JetStream was not told %.4s of a message: its consumer may be another now", word);
+        return;
+    }
+    struct span ack = {d->bytes, d->ack - 1u};
+    enum posted p = post(conn, ack, NOWHERE, NULL, word, strlen(word));
+    if (p == POSTED && k->needs == PROOF_ACK && k->told == TOLD_NOTHING) {
+        k->told = TOLD;
+        consumer_ask_info_soon(k);
+    }
+    if (p == POSTED) return;
+    say(&l->topic, LEVEL_WARN, "JetStream was not told %.4s of a message, and may deliver it again: %s", word,
+        posted_text[p]);
+}
+
+static void js_in_progress(struct link *l, const struct delivery *d) {
+    struct conn *conn = js_conn(l, d);
+    if (conn) js_post(l, conn, d, "+WPI");
+}
+
+/* Asks JetStream to deliver a message again after a while. */
+static void js_nak(struct link *l, const struct delivery *d, uint64_t delay_ms) {
+    char word[64];
+    struct conn *conn = js_conn(l, d);
+    (void)snprintf(word, sizeof(word), "-NAK {\"delay\":%" PRIu64 "}", delay_ms * 1000000);
+    if (conn) js_post(l, conn, d, word);
+}
+
+/* Tells JetStream the outcome of a delivery. A message that the component failed on comes back later each
+ * time, as often as the consumer's max_deliver allows. False: there is no connection to tell it on; it is
+ * told later. */
+static bool js_settle(struct link *l, const struct delivery *d, enum count outcome) {
+    const struct consumer *k = &l->consumers[d->consumer];
+    struct conn *conn = js_conn(l, d);
+    struct js_ack a = {.deliveries = 1};
+    if (!conn) return false;
+    if (outcome == HANDLED || outcome == DROPPED) {
+        js_post(l, conn, d, outcome == HANDLED ? "+ACK" : "+TERM");
+        return true;
+    }
+    (void)js_ack_read(d->bytes, &a);
+    if (k->allowed.max_deliver && a.deliveries >= k->allowed.max_deliver)
+        say(&l->topic, LEVEL_ERROR,
+            "message %" PRIu64 " of stream %s failed in the last of %" PRIu64
+            " deliveries: consumer %s gives it up",
+            a.sequence, k->name.stream, k->allowed.max_deliver, k->name.consumer);
+    js_nak(l, d, MIN((uint64_t)NAK_MIN_MS << MIN(MAX(a.deliveries, 1) - 1, 16), NAK_MAX_MS));
+    return true;
+}
+
+/* Tells JetStream that the open deliveries of a consumer are still being worked on, three times in its
+ * ack_wait. What has waited for too long is given back, for another gateway to handle; unless its
+ * deliveries are numbered. */
+static void consumer_progress(struct consumer *k) {
+    struct link *l = k->link;
+    uint8_t place = (uint8_t)(k - l->consumers);
+    k->progress_ms = now_ms + progress_period_ms(k);
+    EACH_CALL(c) {
+        const struct delivery *d = call_has_delivery(c) ? c->delivery : NULL;
+        if (d && c->link == l && d->ack && d->consumer == place) js_in_progress(l, d);
+    }
+    for (struct delivery **at = &l->stored.first, *d; (d = *at);) {
+        uint16_t waited_s = (uint16_t)(now_ms / 1000 - d->since_s);
+        if (d->consumer != place || k->allowed.max_deliver > 0 || waited_s < KEPT_MS / 1000) {
+            if (d->consumer == place) js_in_progress(l, d);
+            if (d->consumer == place && waited_s >= KEPT_MS / 1000)
+                say(&l->topic, LEVEL_INFO,
+                    "a message of consumer %s has waited for %u s; it is kept, not given back, since "
+                    "max_deliver is limited",
+                    k->name.consumer, waited_s);
+            l->stored.last = d;
+            at = &d->next;
+            continue;
+        }
+        *at = d->next;
+        l->queued--;
+        delivery_give_back(l, d, "the component could not have it for too long");
+    }
+}
+
+/* Makes the table of consumers that of the link's settings. One that is gone from them stays until its
+ * deliveries have ended; one that is new takes a free place, or waits for one. */
+static void consumers_apply(struct link *l) {
+    size_t i;
+    json_t *entry, *list = json_object_get(l->settings, "consumers");
+    EACH_CONSUMER(k, l) {
+        if (!k->removed) k->gone_ms = now_ms + PULL_EXPIRES_MS;
+        k->removed = true;
+    }
+    json_array_foreach(list, i, entry) {
+        struct js_name name = js_name_of(entry);
+        struct consumer *place = NULL, *free_place = NULL;
+        for (struct consumer *k = l->consumers; k < l->consumers + CONSUMERS_PER_LINK; k++) {
+            if (k->state == CONSUMER_UNUSED && !free_place) free_place = k;
+            if (k->state != CONSUMER_UNUSED && js_is_named(&k->name, &name)) place = k;
+        }
+        if (!place && !free_place) continue; /* consumers_step() comes back to it */
+        if (!place) {
+            place = free_place;
+            l->has_consumers = true;
+            *place = (struct consumer){.state = CONSUMER_UNKNOWN,
+                                       .link = l,
+                                       .question = place->question,
+                                       .due_ms = now_ms};
+        }
+        json_decref(place->entry);
+        place->entry = json_incref(entry);
+        place->name = name;
+        place->group = text_at(entry, "group");
+        place->max_messages = (uint64_t)json_integer_value(json_object_get(entry, "max_messages"));
+        place->max_bytes = (uint64_t)json_integer_value(json_object_get(entry, "max_bytes"));
+        if (place->removed && place->asked != l->conn) consumer_restart(place); /* its request has gone */
+        place->removed = false;
+    }
+    requests_share();
+}
+
+/*
+ * ---- 8 wRPC -----------------------------------------------------------------------------------------------
+ *
+ * The messages of a call are shown at struct call, in section 2.
+ *
+ * Hosts of 1.4.1 to 1.9 have a race: a client of theirs drops what comes before its loop has registered the
+ * inboxes of the call. It takes messages and registrations in random order, and the registration is in its
+ * queue before the call, or the handshake, goes out (protocol: wrpc-transport-nats 0.27 to 0.30,
+ * Client::new and invoke; since 0.31 registrations come first). So
+ *
+ *  - a component's call has a real Rs, and its handshake is repeated until something has come to Rs.params:
+ *    then the caller has registered all of its inboxes, and hears us. Until then the result waits in the
+ *    slot; a short one goes out early, too;
+ *  - what cannot wait follows *padding*: messages to an inbox that the client does not register. For each
+ *    of them the loop takes the registration first with one half; behind HANDSHAKE_PADDING of them it has
+ *    done so but for once in 2^HANDSHAKE_PADDING.
+ *
+ * Rc, Rs and the reply subject of a request are inboxes of ours: "{inbox}{slot}{secret}". The secret is the
+ * call's own, so that what comes for a call that has ended, or was never made, is nobody's: who was asked
+ * once could guess others.
+ *
+ * Interface: call_take, call_set, call_free, count_call; calls_step, calls_make_room (the loop); call_inbox,
+ * call_of_subject; send_…; call_deliver, call_release; answers_resume, answers_move, is_amid_chunks,
+ * has_calls (a lattice that moves); read_…, write_…; buffer_…, backlog_…
+ */
+static void call_again(struct call *c);
+static void release_some(unsigned most);
+
+/* How many more slots a link may take: a few it can always have, and of the rest as many as leave more free
+ * than it holds. Those that are only to be answered count for none. */
+static unsigned calls_free_for(const struct link *l) {
+    unsigned left = CALLS_MAX - calls.used + calls.answered, own = CALLS_MAX / LINKS_MAX / 4;
+    unsigned shared = l->calls + own * LINKS_MAX;
+    return MIN(left, MAX(own - MIN(own, l->calls), (left - MIN(left, shared) + 1) / 2));
+}
+
+/* A slot, or NULL: none is free, or the link has its share. */
+static struct call *call_take(struct link *l) {
+    if (calls.used == CALLS_MAX) release_some(RELEASED_AT_ONCE);
+    if (calls.used == CALLS_MAX || calls_free_for(l) == 0) return NULL;
+    struct call *c = calls.free;
+    if (c) calls.free = c->next;
+    else c = &calls.slots[calls.fresh++];
+    memset(c, 0, offsetof(struct call, result));
+    calls.used++;
+    c->link = l;
+    c->home = lattice;
+    c->began_us = now_us;
+    c->deadline_ms = UINT64_MAX;
+    c->state = CALL_TAKEN;
+    l->calls++;
+    return c;
+}
+
+static const unsigned call_may_become[CALL_STATES] __attribute__((unused)) = {
+    [CALL_TAKEN] = BIT(CALL_FREE) | BIT(CALL_INVOKED) | BIT(CALL_PARAMS) | BIT(CALL_OUTBOX) |
+                   BIT(CALL_WRITING) | BIT(CALL_ASKED) | BIT(CALL_ANSWERED) | BIT(CALL_SENT),
+    [CALL_INVOKED] = BIT(CALL_FREE) | BIT(CALL_SETTLING),
+    [CALL_SETTLING] = BIT(CALL_FREE),
+    [CALL_PARAMS] = BIT(CALL_FREE) | BIT(CALL_OUTBOX) | BIT(CALL_WRITING) | BIT(CALL_ASKED) |
+                    BIT(CALL_ANSWERED) | BIT(CALL_SENT),
+    [CALL_OUTBOX] = BIT(CALL_FREE) | BIT(CALL_WRITING) | BIT(CALL_ASKED) | BIT(CALL_ANSWERED) |
+                    BIT(CALL_SENT),
+    [CALL_WRITING] = BIT(CALL_FREE) | BIT(CALL_ANSWERED) | BIT(CALL_SENT),
+    [CALL_ASKED] = BIT(CALL_FREE) | BIT(CALL_ANSWERED) | BIT(CALL_SENT),
+    [CALL_ANSWERED] = BIT(CALL_FREE) | BIT(CALL_SENT),
+    [CALL_SENT] = BIT(CALL_FREE) | BIT(CALL_ANSWERED),
+};
+
+/* Counts a call where its state belongs, or (-1) no more; some states have a list, in the order of
+ * arrival. */
+static void call_count(struct call *c, int by) {
+    struct link *l = c->link;
+    struct call_list *list = NULL;
+    if (c->state == CALL_OUTBOX) list = &l->outbox;
+    if (c->state == CALL_WRITING) list = &c->conn->writing;
+    if (c->state == CALL_SENT) list = &c->home->writing;
+    if (c->state == CALL_ANSWERED) calls.answered += (unsigned)by;
+    if (c->state < CALL_ANSWERED) l->calls += (unsigned)by;
+    if (c->state == CALL_INVOKED) l->in_flight += (unsigned)by;
+    if (c->state == CALL_WRITING || c->state == CALL_ASKED) c->conn->users += (unsigned)by;
+    if (!list) return;
+    if (by > 0) {
+        c->next = NULL;
+        c->before = list->last;
+        *(list->last ? &list->last->next : &list->first) = c;
+        list->last = c;
+    } else {
+        *(c->before ? &c->before->next : &list->first) = c->next;
+        *(c->next ? &c->next->before : &list->last) = c->before;
+    }
+}
+
+/* The only place where a call changes its state: the counters cannot drift from it. */
+static void call_set(struct call *c, enum call_state to, uint64_t deadline_ms) {
+    assert(call_may_become[c->state] & BIT(to));
+    call_count(c, -1);
+    c->state = to;
+    if (to != CALL_FREE) call_count(c, 1);
+    c->deadline_ms = deadline_ms;
+    if (to != CALL_FREE) wake_at(c->again_ms ? MIN(deadline_ms, c->again_ms) : deadline_ms);
+}
+
+/* Whether it is one of handle-message that holds a delivery. */
+static bool call_has_delivery(const struct call *c) {
+    return (c->state == CALL_INVOKED || c->state == CALL_SETTLING) && c->delivery;
+}
+
+static size_t buffer_size(const struct buffer *b) {
+    return arena_block(sizeof(*b) + b->parent + b->state + b->room);
+}
+
+/* Gives a slot back, and what it holds. */
+static void call_free(struct call *c) {
+    if (call_has_delivery(c)) delivery_free(c->link, c->delivery);
+    else buffer_free(c->link, c->buffer);
+    call_set(c, CALL_FREE, 0);
+    c->next = calls.free;
+    calls.free = c;
+    if (--calls.used == 0) calls.next_due_ms = UINT64_MAX;
+}
+
+/* Does what is due: ends calls whose time is over, repeats what is to be repeated. Runs over the slots only
+ * when something may be due. */
+static void calls_step(void) {
+    if (now_ms < calls.next_due_ms) return;
+    calls.next_due_ms = UINT64_MAX;
+    EACH_CALL(c) {
+        if (now_ms >= c->deadline_ms) {
+            if (c->state == CALL_INVOKED || c->state == CALL_SETTLING) delivery_expire(c);
+            else call_expire(c);
+        }
+        if (c->state != CALL_FREE && c->again_ms && now_ms >= c->again_ms) call_again(c);
+        if (c->state != CALL_FREE) wake_at(c->again_ms ? MIN(c->deadline_ms, c->again_ms) : c->deadline_ms);
+    }
+}
+
+/* Counts a call that has ended; `error`: why without success, or NULL. */
+static void count_call(struct link *l, enum function f, enum count outcome, uint64_t began_us,
+                       const char *error) {
+    struct tally *t = &l->tallies[f];
+    l->counts[outcome]++;
+    t->calls++;
+    t->us += now_us - began_us;
+    if (!error) return;
+    t->errors++;
+    (void)log_escape(t->last_error, sizeof(t->last_error), error, false);
+}
+
+static uint8_t *buffer_bytes(struct buffer *b) { return (uint8_t *)b->bytes + b->parent + b->state; }
+
+/* Whether a link may keep so many bytes more, beside what is promised to consumers. A few it can always
+ * have; of the rest one slow link gets eight ninths, and the next one as much of what it left. */
+static bool backlog_has_room(const struct link *l, size_t size) {
+    size_t used = backlog.bytes + size, has = l->bytes + size;
+    if (size > BACKLOG_MAX || used + backlog.reserved > BACKLOG_MAX) return false;
+    return has <= BACKLOG_OWN || (used <= BACKLOG_SHARED && has / 8 <= BACKLOG_SHARED - used);
+}
+
+/* Counts bytes of a link that there are more, or (a negative number) fewer. */
+static void backlog_count(struct link *l, size_t bytes) {
+    backlog.bytes += bytes;
+    l->bytes += bytes;
+}
+
+/* A buffer with these bytes, and room for more. NULL: no memory, or none of the link's share. */
+static struct buffer *buffer_make(struct link *l, struct trace t, const void *bytes, size_t len,
+                                  size_t room) {
+    uint16_t parent = (uint16_t)(t.parent ? strlen(t.parent) + 1 : 0);
+    uint16_t state = (uint16_t)(t.state ? strlen(t.state) + 1 : 0);
+    struct buffer head = {.len = (uint32_t)len, .room = (uint32_t)room, .parent = parent, .state = state};
+    size_t size = buffer_size(&head);
+    struct buffer *b = room <= BACKLOG_MAX && backlog_has_room(l, size) ? malloc(size - ARENA_HEAD) : NULL;
+    if (!b) return NULL;
+    *b = head;
+    if (parent) memcpy(b->bytes, t.parent, parent);
+    if (state) memcpy(b->bytes + parent, t.state, state);
+    if (len) memcpy(buffer_bytes(b), bytes, len);
+    backlog_count(l, size);
+    return b;
+}
+
+static void buffer_free(struct link *l, struct buffer *b) {
+    if (!b) return;
+    backlog_count(l, -buffer_size(b));
+    free(b);
+}
+
+/* Makes the token of a call's inbox, with the digits of its slot from this letter on. */
+static void call_token(struct call *c, char letter) {
+    size_t slot = (size_t)(c - calls.slots);
+    for (size_t i = SLOT_LEN; i-- > 0; slot >>= 4) c->token[i] = (char)(letter + (char)(slot & 15));
+    nkey_random(c->token + SLOT_LEN, SECRET_LEN);
+}
+
+/* The subject of a call's inbox on a connection; `out` is where it is written. */
+static struct span call_inbox(struct call *c, const struct conn *on, char out[INBOX_MAX + TOKEN_LEN]) {
+    if (!*c->token) call_token(c, 'A');
+    *(char *)mempcpy(mempcpy(out, on->inbox, on->inbox_len), c->token, TOKEN_LEN) = 0;
+    return (struct span){out, on->inbox_len + TOKEN_LEN};
+}
+
+/* The call whose inbox a subject is, and what stands behind it ("", ".results", …). NULL: no such call, or
+ * no more. */
+static struct call *call_of_subject(const struct conn *on, const char *subject, const char **suffix) {
+    const char *token = subject + on->inbox_len;
+    size_t slot = 0;
+    *suffix = "";
+    if (strnlen(token, TOKEN_LEN) < TOKEN_LEN) return NULL;
+    *suffix = token + TOKEN_LEN;
+    for (size_t i = 0; i < SLOT_LEN; i++) slot = slot << 4 | (size_t)((token[i] - 'A') & 15);
+    struct call *c = &calls.slots[slot % CALLS_MAX];
+    return c->state != CALL_FREE && memcmp(c->token, token, TOKEN_LEN) == 0 ? c : NULL;
+}
+
+/* What follows the other side's inbox in the subject of an answer. */
+static struct span call_suffix(const struct call *c) {
+    return c->is_end ? SPAN(".params") : SPAN(".results");
+}
+
+static struct span reply_of(const struct call *c) { return (struct span){c->reply, c->reply_len}; }
+
+/* Whether somebody's inbox can be answered: a subject, with room for what is put behind it. */
+static bool is_inbox(struct span s) { return s.len + TOKEN_LEN < INBOX_MAX && is_subject(s, false); }
+
+/* Sends to an inbox of the other side. False: the lattice does not take it now. */
+static bool send_to(struct span inbox, struct span suffix, struct span reply, const void *data, size_t len) {
+    UNSET char subject[INBOX_MAX + 16];
+    /* NOLINTNEXTLINE(bugprone-not-null-terminated-result): the suffix ends it */
+    memcpy(subject, inbox.at, inbox.len);
+    memcpy(subject + inbox.len, suffix.at, suffix.len + 1);
+    enum posted p = post(lattice, (struct span){subject, inbox.len + suffix.len}, reply, NULL, data, len);
+    if (p != POSTED) say(&no_link.topic, LEVEL_WARN, "cannot answer a call: %s", posted_text[p]);
+    return p == POSTED;
+}
+
+/* Sends bytes in chunks that the lattice's server takes, from *sent on, and the empty message that ends
+ * them. False: it does not take all of that now; *sent says how far it got. */
+static bool send_chunks(struct span inbox, struct span suffix, const void *data, size_t len, uint32_t *sent) {
+    size_t most = lattice->state == CONN_UP ? lattice->io.max_payload : len;
+    while (*sent < len) {
+        size_t chunk = MIN(most, len - *sent);
+        if (!send_to(inbox, suffix, NOWHERE, (const char *)data + *sent, chunk)) return false;
+        *sent += (uint32_t)chunk;
+    }
+    return send_to(inbox, suffix, NOWHERE, NULL, 0);
+}
+
+/* Whether the lattice is slow: what is only sent to be on the safe side is left out then. While it takes
+ * nothing it is not read, so a moment later counts as well. */
+static bool lattice_is_behind(void) {
+    if (lattice->state == CONN_UP && conn_waiting(lattice) > IO_BUFFER) conn_write(lattice);
+    return lattice->state != CONN_UP || conn_waiting(lattice) > IO_BUFFER ||
+           now_ms - lattice->io.blocked_ms < BEHIND_MS;
+}
+
+/* What a host's client subscribes to as a whole, without its last token: since wrpc-transport-nats 0.27
+ * (hosts of 1.4.1) its inboxes are tokens behind one prefix of two. Before that each inbox was subscribed to
+ * by itself, and that of the handshake only until it had come: none. */
+static struct span client_of(struct span inbox) {
+    const char *last = memrchr(inbox.at, '.', inbox.len);
+    size_t len = last ? (size_t)(last - inbox.at) : 0;
+    return memchr(inbox.at, '.', len) ? (struct span){inbox.at, len} : NOWHERE;
+}
+
+/* Lets the other side's client get round to registering the call's inboxes: see the race above. "pad" is none
+ * of them. */
+static void send_padding(struct span inbox) {
+    struct span client = client_of(inbox);
+    for (int i = 0; client.len > 0 && i < HANDSHAKE_PADDING; i++)
+        if (!send_to(client, SPAN(".pad"), NOWHERE, NULL, 0)) return;
+}
+
+/* Every call gets a handshake, even one that is refused. NULL: it names an inbox that nobody listens to. */
+static bool send_handshake(struct span caller, struct call *c) {
+    char inbox[INBOX_MAX + TOKEN_LEN];
+    struct span rs = c ? call_inbox(c, lattice, inbox) : span_of(self.nobody);
+    return send_to(caller, SPAN(""), rs, NULL, 0);
+}
+
+/* The whole result at once, to a caller that may not hear us yet. `c`: its call; or NULL, which many may be
+ * at a time. False: the lattice does not take it. */
+static bool send_answer(struct span caller, struct call *c, const uint8_t *result, size_t len) {
+    uint32_t sent = 0;
+    if (c || !lattice_is_behind()) send_padding(caller);
+    return send_handshake(caller, c) &&
+           send_chunks(caller, SPAN(".results"), result, len, c ? &c->sent : &sent);
+}
+
+/* Why a call failed, for hosts of 1.0, which would wait for ever for a result. */
+static void send_error(struct span caller, const char *text) {
+    uint8_t bytes[256] = {(uint8_t)MIN(strlen(text), 120)};
+    memcpy(bytes + 1, text, bytes[0]);
+    (void)send_to(caller, SPAN(".error"), NOWHERE, bytes, 1u + bytes[0]);
+}
+
+/* The result that waits in a call. */
+static struct span result_of(const struct call *c) {
+    if (!c->buffer) return (struct span){(const char *)c->brief, c->brief_len};
+    return (struct span){(const char *)buffer_bytes(c->buffer), c->buffer->len};
+}
+
+/* Sends the result before the caller is known to hear us, if one message holds it, and without its end: a
+ * caller reads no further than it must, so it may get the same twice. (Of no result the end is all there
+ * is.) */
+static void send_early(struct call *c) {
+    struct span result = result_of(c);
+    c->sent = 0;
+    if (lattice_is_behind() || result.len > lattice->io.max_payload) return;
+    if (send_to(reply_of(c), SPAN(".results"), NOWHERE, result.at, result.len))
+        c->sent = (uint32_t)result.len;
+}
+
+/* The lattice's connection has the whole answer. */
+static void call_sent(struct call *c) {
+    c->home = lattice;
+    c->out_at = lattice->io.given;
+    c->again_ms = 0;
+    call_set(c, CALL_SENT, UINT64_MAX);
+}
+
+/* The caller hears us: the rest of the result goes out; or as much of it as the lattice takes now. */
+static void call_deliver(struct call *c) {
+    struct span result = result_of(c);
+    c->heard = true;
+    c->again_ms = c->deadline_ms; /* while the lattice is away: it comes back to answers_resume() */
+    if (lattice->state != CONN_UP) return;
+    if (send_chunks(reply_of(c), call_suffix(c), result.at, result.len, &c->sent)) {
+        call_sent(c);
+        return;
+    }
+    c->again_ms = now_ms + DELIVER_PAUSE_MS;
+    wake_at(c->again_ms);
+}
+
+/* A result can wait for its caller's acknowledgement no longer: it goes out behind padding. */
+static void call_release(struct call *c) {
+    if (!c->heard) {
+        if (!lattice_is_behind()) send_padding(reply_of(c));
+        (void)send_handshake(reply_of(c), c);
+        c->sent = 0;
+    }
+    call_deliver(c);
+}
+
+/* What is repeated, or goes on, in a call: parameters, a result, or a handshake after which nothing has
+ * come to Rs.params yet. The last time, padding makes sure that the caller hears us. A request goes on with
+ * handshakes, which do its caller no harm, to see whether that is still there. */
+static void call_again(struct call *c) {
+    if (c->state == CALL_INVOKED) {
+        params_send_rest(c);
+        return;
+    }
+    if (c->heard && c->state == CALL_ANSWERED) {
+        call_deliver(c);
+        return;
+    }
+    c->again_ms = lattice->state == CONN_UP ? now_ms + c->pause_ms : c->deadline_ms;
+    if (lattice_is_behind()) return;
+    c->absences = c->nobody ? (uint8_t)MIN(c->absences + 1, ABSENCES_MAX) : 0;
+    c->nobody = false;
+    if (c->state == CALL_ASKED && c->absences == ABSENCES_MAX) {
+        call_end_unanswered(c, "", caller_gone);
+        return;
+    }
+    bool last = c->state == CALL_ANSWERED ? c->pause_ms == HANDSHAKE_PAUSE_MAX_MS
+                                          : now_us - c->began_us >= HANDSHAKE_MS * 1000ull;
+    calls.repeated++;
+    if (last && c->state == CALL_ANSWERED) {
+        call_release(c);
+        return;
+    }
+    c->pause_ms = (uint16_t)MIN(2 * c->pause_ms, HANDSHAKE_PAUSE_MAX_MS);
+    c->again_ms = now_ms + (c->heard || last ? HANDSHAKE_MS : c->pause_ms);
+    if (last && !c->heard) send_padding(reply_of(c));
+    c->heard |= last;
+    (void)send_handshake(reply_of(c), c);
+    c->sent = 0; /* what went out early may have been lost, like the handshake before */
+    if (c->state == CALL_ANSWERED && !c->buffer) send_early(c);
+}
+
+/* Slots are short: of the calls whose callers do not acknowledge, some end that were told twice, or else
+ * once. */
+static void release_some(unsigned most) {
+    unsigned left = most;
+    for (unsigned told = 2; told > 0 && left == most; told--) {
+        EACH_CALL(c) {
+            if (left == 0 || c->state != CALL_ANSWERED || c->heard || c->pause_ms < told * HANDSHAKE_PAUSE_MS)
+                continue;
+            left--;
+            call_release(c);
+        }
+    }
+    conn_write(lattice);
+    on_answers_written(lattice);
+}
+
+/* Once a turn: what the next reading brings finds slots free, though answers hold theirs until they are
+ * written. */
+static void calls_make_room(void) {
+    if (calls.used > CALLS_MAX / 4 * 3 && calls.answered > 0 && !lattice->io.blocked)
+        release_some(calls.used - CALLS_MAX / 4 * 3);
+}
+
+/* The lattice is back; or the connection is lost (else NULL) by which calls still went on that began before
+ * another took over. Of what went out last nobody knows what arrived, and the caller's host may come back
+ * later than we: a handshake goes out again, and a result in one message, as if nothing had been acknowledged
+ * so far. (Hosts of 1.0 acknowledge nothing.) A result in chunks cannot be resumed, and is ended, if it had
+ * begun. */
+static void answers_resume(const struct conn *lost) {
+    EACH_CALL(c) {
+        bool drains = c->home != lattice && conn_is_open(c->home);
+        if (lost ? c->home != lost : drains && c->state < CALL_ANSWERED) continue;
+        if (c->state == CALL_SENT) call_set(c, CALL_ANSWERED, UINT64_MAX);
+        c->home = lattice;
+        if (c->state == CALL_INVOKED) delivery_doubt(c);
+        if (c->state < CALL_PARAMS) continue;
+        size_t len = c->state == CALL_ANSWERED ? result_of(c).len : 0;
+        c->sent = len <= lattice->io.max_payload || c->sent == 0 ? 0 : (uint32_t)len;
+        c->heard = !c->acknowledges || c->sent > 0;
+        c->nobody = false;
+        c->pause_ms = HANDSHAKE_PAUSE_MS;
+        if (!c->acknowledges && !c->is_end)
+            (void)send_handshake(reply_of(c), c->state == CALL_PARAMS ? c : NULL);
+        if (!c->heard && c->buffer && c->state == CALL_ANSWERED) send_early(c);
+        if (c->acknowledges || c->state == CALL_ANSWERED) c->again_ms = now_ms;
+        wake_at(now_ms);
+    }
+}
+
+/* The lattice's connection is another, and the old one still there. A result that went out early does so once
+ * more, before its end: that might overtake it else. */
+static void answers_move(void) {
+    EACH_CALL(c) {
+        if (c->state == CALL_ANSWERED) c->sent = 0;
+    }
+}
+
+/* Whether part of a result, or of parameters, went out, and the rest did not. */
+static bool is_amid_chunks(void) {
+    EACH_CALL(c) {
+        if (c->state == CALL_ANSWERED && c->sent > 0 && (c->heard || c->sent < result_of(c).len)) return true;
+        if (c->state == CALL_INVOKED && c->again_ms && c->sent < c->delivery->params_len) return true;
+    }
+    return false;
+}
+
+/* Whether this connection of the lattice has the inboxes of a call, or its result. */
+static bool has_calls(const struct conn *conn) {
+    EACH_CALL(c) {
+        if (c->home == conn) return true;
+    }
+    return false;
+}
+
+/*
  * wRPC writes values as the component model does (protocol: its value encoding; wrpc-transport):
  *
  *     u32               unsigned LEB128, at most 5 bytes
@@ -441,25 +3298,10 @@ static void set_level(const char *text) {
  *     result<T, E>      00 and T, or 01 and E
  *     record, params    the fields in order, nothing between
  *
- * Nothing is framed: parameters that come in pieces are whole when they decode. So decoding has three outcomes, and says
- * how many bytes it takes at least before another try is worth while.
- *
- * In:  bytes of strangers. Out: spans that point into them, checked; or bytes in a buffer. Touches: nothing.
+ * Nothing is framed: parameters that come in chunks are whole when they decode. So decoding has three
+ * outcomes, and says how many bytes it takes at least before another try is worth while.
  */
-enum decoded { WHOLE, NEEDS_MORE, MALFORMED };
-
-struct reader {
-    const uint8_t *start, *at, *end;
-    size_t needs;  /* after NEEDS_MORE: bytes, counted from the start */
-};
-
-/* protocol: broker-message of wasmcloud:messaging/types@0.2.0 */
-struct message {
-    struct span subject, body, reply_to;
-    bool has_reply;
-};
-
-static enum decoded needs(struct reader *r, size_t bytes) {
+static enum decoded needs_more(struct reader *r, size_t bytes) {
     r->needs = (size_t)(r->at - r->start) + bytes;
     return NEEDS_MORE;
 }
@@ -467,7 +3309,7 @@ static enum decoded needs(struct reader *r, size_t bytes) {
 static enum decoded read_u32(struct reader *r, uint32_t *value) {
     uint64_t v = 0;
     for (size_t i = 0; i < 5; i++) {
-        if (i >= (size_t)(r->end - r->at)) return needs(r, i + 1);
+        if (i >= (size_t)(r->end - r->at)) return needs_more(r, i + 1);
         v |= (uint64_t)(r->at[i] & 0x7f) << (7 * i);
         if (r->at[i] & 0x80) continue;
         r->at += i + 1;
@@ -481,29 +3323,11 @@ static enum decoded read_bytes(struct reader *r, struct span *s) {
     uint32_t len = 0;
     enum decoded d = read_u32(r, &len);
     if (d != WHOLE) return d;
-    if (len > (size_t)(r->end - r->at)) return needs(r, MIN(len, 2u * PARAMS_MAX)); /* no sum of a stranger's may wrap */
+    if (len > (size_t)(r->end - r->at))
+        return needs_more(r, MIN(len, 2u * PARAMS_MAX)); /* no sum of somebody's may wrap */
     *s = (struct span){(const char *)r->at, len};
     r->at += len;
     return WHOLE;
-}
-
-/* Whether these bytes are UTF-8: no overlong form, no surrogate, nothing beyond U+10FFFF (RFC 3629). */
-static bool is_utf8(struct span s) {
-    static const uint32_t first[] = {0, 0xc0, 0xe0, 0xf0}, least[] = {0, 0x80, 0x800, 0x10000}; /* by the bytes that follow */
-    const uint8_t *c = (const uint8_t *)s.at;
-    for (size_t left = s.len; left > 0; left--, c++) {
-        if (*c < 0x80) continue;
-        size_t more = 1 + (size_t)(*c > 0xdf) + (*c > 0xef);
-        uint32_t code = *c - first[more]; /* of a byte that begins nothing: beyond everything */
-        if (left <= more) return false;
-        left -= more;
-        for (size_t i = 0; i < more; i++) {
-            if ((*++c & 0xc0) != 0x80) return false;
-            code = code << 6 | (*c & 0x3f);
-        }
-        if (code < least[more] || code > 0x10ffff || code >> 11 == 0xd800 >> 11) return false;
-    }
-    return true;
 }
 
 static enum decoded read_string(struct reader *r, struct span *s) {
@@ -516,7 +3340,7 @@ static enum decoded read_publish(struct reader *r, struct message *m) {
     enum decoded d = read_string(r, &m->subject);
     if (d == WHOLE) d = read_bytes(r, &m->body);
     if (d != WHOLE) return d;
-    if (r->at == r->end) return needs(r, 1);
+    if (r->at == r->end) return needs_more(r, 1);
     if (*r->at > 1) return MALFORMED;
     m->has_reply = *r->at++;
     return m->has_reply ? read_string(r, &m->reply_to) : WHOLE;
@@ -527,6 +3351,38 @@ static enum decoded read_request(struct reader *r, struct message *m, uint32_t *
     enum decoded d = read_string(r, &m->subject);
     if (d == WHOLE) d = read_bytes(r, &m->body);
     return d == WHOLE ? read_u32(r, timeout_ms) : d;
+}
+
+static void result_start(struct result *r) {
+    memset(r, 0, offsetof(struct result, text));
+    r->text[0] = 0;
+}
+
+/* The next bytes of the result of handle-message: result<_, string>. */
+static enum decoded read_result(struct result *r, const uint8_t *bytes, size_t len) {
+    for (const uint8_t *end = bytes + len; bytes < end && r->at != AT_END; bytes++) {
+        uint8_t byte = *bytes;
+        switch (r->at) {
+        case AT_TAG:
+            if (byte > 1) return MALFORMED;
+            r->is_error = byte;
+            r->at = byte ? AT_LENGTH : AT_END;
+            break;
+        case AT_LENGTH:
+            r->len |= (uint64_t)(byte & 0x7f) << r->shift;
+            r->shift = (uint8_t)(r->shift + 7);
+            if (r->shift > 35 || r->len > UINT32_MAX || (byte & 0x80 && r->shift == 35)) return MALFORMED;
+            if (!(byte & 0x80)) r->at = r->len ? AT_TEXT : AT_END;
+            break;
+        default: /* AT_TEXT */
+            if (r->kept < sizeof(r->text) - 1) {
+                r->text[r->kept++] = (char)byte;
+                r->text[r->kept] = 0;
+            }
+            if (--r->len == 0) r->at = AT_END;
+        }
+    }
+    return r->at == AT_END ? WHOLE : NEEDS_MORE;
 }
 
 static size_t write_u32(uint8_t *out, uint32_t value) {
@@ -542,8 +3398,18 @@ static size_t write_bytes(uint8_t *out, struct span s) {
     return n + s.len;
 }
 
-/* write_message() writes no more bytes than this. */
-static size_t message_room(const struct message *m) { return m->subject.len + m->body.len + m->reply_to.len + 16; }
+/* What write_bytes() writes for so many. */
+static size_t bytes_size(size_t len) {
+    size_t n = 1;
+    for (size_t rest = len >> 7; rest > 0; rest >>= 7) n++;
+    return n + len;
+}
+
+/* What write_message() writes. */
+static size_t message_size(const struct message *m) {
+    return bytes_size(m->subject.len) + bytes_size(m->body.len) + 1 +
+           (m->has_reply ? bytes_size(m->reply_to.len) : 0);
+}
 
 static size_t write_message(uint8_t *out, const struct message *m) {
     size_t n = write_bytes(out, m->subject);
@@ -552,314 +3418,818 @@ static size_t write_message(uint8_t *out, const struct message *m) {
     return m->has_reply ? n + write_bytes(out + n, m->reply_to) : n;
 }
 
-/* The result of handle-message, result<_, string>, in any number of pieces: nothing is kept but the beginning of words. */
-struct result {
-    enum { AT_TAG, AT_LENGTH, AT_WORDS, AT_END } at;
-    uint8_t shift, kept;  /* of the next byte of the length; bytes of words */
-    bool is_error;
-    uint64_t len;         /* of the words still to come */
-    char words[120];
-};
-
-static void result_start(struct result *r) {
-    memset(r, 0, offsetof(struct result, words));
-    r->words[0] = 0;
-}
-
-/* The next byte of it. Returns false if that cannot stand there. */
-static bool result_byte(struct result *r, uint8_t byte) {
-    if (r->at == AT_TAG) {
-        r->is_error = byte;
-        r->at = byte ? AT_LENGTH : AT_END;
-        return byte <= 1;
-    }
-    if (r->at == AT_LENGTH) {
-        r->len |= (uint64_t)(byte & 0x7f) << r->shift;
-        r->shift = (uint8_t)(r->shift + 7);
-        if (byte & 0x80) return r->shift < 35;
-        r->at = r->len ? AT_WORDS : AT_END;
-        return r->len <= UINT32_MAX;
-    }
-    if (r->kept < sizeof(r->words) - 1) r->words[r->kept++] = (char)byte, r->words[r->kept] = 0;
-    if (--r->len == 0) r->at = AT_END;
-    return true;
-}
-
-static enum decoded read_result(struct result *r, const uint8_t *bytes, size_t len) {
-    for (; len > 0 && r->at != AT_END; bytes++, len--)
-        if (!result_byte(r, *bytes)) return MALFORMED;
-    return r->at == AT_END ? WHOLE : NEEDS_MORE;
-}
-
-static struct span span_of(const char *text) { return (struct span){text, text ? strlen(text) : 0}; }
-#define SPAN(literal) ((struct span){literal, sizeof(literal) - 1})
-
-/* The same as text with a NUL at its end, cut if it is longer than `size` allows. */
-static struct span text_of(struct span s, char *out, size_t size) {
-    size_t len = MIN(s.len, size - 1);
-    if (len) memcpy(out, s.at, len);
-    out[len] = 0;
-    return (struct span){out, len};
-}
-
-/* Whether a token may begin with the character at `i`. A `*` or `>` that is not alone in its token is no wildcard. */
-static bool may_begin_token(struct span s, size_t i, bool wildcards) {
-    char c = s.at[i];
-    bool last = i + 1 == s.len, alone = last || s.at[i + 1] == '.';
-    if (!alone || (c != '*' && c != '>')) return c != '.';
-    return wildcards && (last || c == '*');
-}
-
-/* Whether a subject may go into the NATS protocol: a space or a control character in it would begin a command of somebody
- * else's choice. `wildcards`: `*` and `>` may be tokens. protocol: NATS, "Subject-Based Messaging". */
-static bool is_subject(struct span s, bool wildcards) {
-    unsigned char before = '.', c;
-    for (size_t i = 0; i < s.len; i++, before = c) {
-        c = (unsigned char)s.at[i];
-        if (c <= ' ' || c == 0x7f || (before == '.' && !may_begin_token(s, i, wildcards))) return false;
-    }
-    return before != '.' && s.len <= SUBJECT_MAX;
+/* An error result: a text for the component. */
+static size_t write_error(uint8_t result[ERROR_MAX + 8], const char *prefix, const char *text) {
+    char whole[ERROR_MAX];
+    (void)snprintf(whole, sizeof(whole), "%s%s", prefix, text);
+    for (struct span s = span_of(whole); !is_utf8(s); s = span_of(whole))
+        whole[s.len - 1] = 0; /* cut within a character */
+    result[0] = 1;
+    return 1 + write_bytes(result + 1, span_of(whole));
 }
 
 /*
- * ---- 4 keys and secrets ----------------------------------------------------------------------------------------------
+ * ---- 9 links ----------------------------------------------------------------------------------------------
  *
- * nkeys are base32 of prefix bytes, 32 key bytes and a CRC. Two sorts meet us: the X25519 keys ("X…", seed "SX…") with
- * which a host seals the secrets of a link for this provider, and the seeds of NATS users ("SU…"). protocol: the crate
- * nkeys; wasmCloud's secrets-client and provider-sdk.
+ * A link joins one component to this provider under a name. If the provider is its *source*, the
+ * component's handle-message is called for each message of its subscriptions and consumers: it delivers. If
+ * the provider is its *target*, the component publishes and requests: it serves. What it leaves out in its
+ * configuration and secrets stands in the provider's. Changing one is make before break: a setting that
+ * does not concern the connection is changed in place; for another the new connection comes up beside the
+ * old one, which serves until then (for a round trip both are subscribed: a queue group's message comes
+ * once, any other may come twice). Settings that are wrong leave what runs alone. A server that will close
+ * is left in the same way.
  *
- * In:  strings of the host. Out: keys, opened secrets. Touches: the box key below. Who holds a secret wipes it.
+ * Interface: link_put, on_delete, on_config (orders), link_of (calls), link_step, link_renew (the loop),
+ * link_up, link_lost, link_message, link_move, link_subscribe (connections), link_error, link_hint,
+ * link_report (control).
  */
-enum { X_PUBLIC = 0xb8, SEED = 0x95, SEED_OF_X = 0xc0, SEED_OF_USER = 0x00, NKEY_PUBLIC_LEN = 56 };
-static const char base32_digits[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567";
+static void link_change(struct link *l, json_t *settings);
+static void link_apply(struct link *l, json_t *settings);
 
-static uint16_t crc16(const uint8_t *bytes, size_t len) { /* XMODEM's */
-    uint16_t crc = 0;
-    for (size_t i = 0; i < 8 * len; i++) {
-        if (i % 8 == 0) crc = (uint16_t)(crc ^ bytes[i / 8] << 8);
-        crc = (uint16_t)(crc & 0x8000 ? crc << 1 ^ 0x1021 : crc << 1);
+/* The link that serves a component's calls. */
+static struct link *link_of(const char *component, const char *name) {
+    EACH_LINK(l) {
+        if (l->state == LINK_LEAVING || l->delivers || strcmp(l->component, component) != 0) continue;
+        if (strcmp(l->name, name) == 0) return l;
     }
-    return crc;
-}
-
-/* Decodes base32 without padding into `want` bytes, of which the last two are the CRC of the others. */
-static bool nkey_decode(struct span text, uint8_t *out, size_t want) {
-    uint32_t bits = 0;
-    size_t have = 0, n = 0;
-    if (text.len != (want * 8 + 4) / 5) return false;
-    for (size_t i = 0; i < text.len; i++) {
-        const char *digit = text.at[i] ? strchr(base32_digits, text.at[i]) : NULL;
-        if (!digit) return false;
-        bits = bits << 5 | (uint32_t)(digit - base32_digits);
-        have += 5;
-        if (have < 8) continue;
-        have -= 8;
-        out[n++] = (uint8_t)(bits >> have);
-    }
-    return (bits & ((1u << have) - 1)) == 0 && crc16(out, want - 2) == (out[want - 2] | out[want - 1] << 8);
-}
-
-/* Whether this is a seed of this kind; its 32 secret bytes, if they are wanted. */
-static bool nkey_seed(struct span text, uint8_t kind, uint8_t *secret) {
-    uint8_t raw[36];
-    bool ok = nkey_decode(text, raw, sizeof(raw)) && raw[0] == SEED && raw[1] == kind;
-    if (ok && secret) memcpy(secret, raw + 2, 32);
-    sodium_memzero(raw, sizeof(raw));
-    return ok;
-}
-
-static void nkey_x_encode(const uint8_t key[32], char text[NKEY_PUBLIC_LEN + 1]) {
-    uint8_t raw[36] = {X_PUBLIC};
-    memcpy(raw + 1, key, 32);
-    raw[33] = (uint8_t)crc16(raw, 33);
-    raw[34] = (uint8_t)(crc16(raw, 33) >> 8);
-    for (size_t i = 0, bit = 0; i < NKEY_PUBLIC_LEN; i++, bit += 5)
-        text[i] = base32_digits[(raw[bit / 8] << 8 | raw[bit / 8 + 1]) >> (11 - bit % 8) & 31];
-    text[NKEY_PUBLIC_LEN] = 0;
-}
-
-/* What opens the secrets of links: the key that the host's xkey and ours have in common. */
-static struct {
-    bool set;
-    uint8_t shared[crypto_box_BEFORENMBYTES];
-    char public_key[NKEY_PUBLIC_LEN + 1];  /* ours: the host puts new links to this name */
-} box;
-
-static bool box_start(struct span host_public, struct span our_seed) {
-    uint8_t secret[32], host[35], ours[32];
-    bool ok = nkey_seed(our_seed, SEED_OF_X, secret) && nkey_decode(host_public, host, sizeof(host)) && host[0] == X_PUBLIC &&
-              crypto_scalarmult_base(ours, secret) == 0 && crypto_box_beforenm(box.shared, host + 1, secret) == 0;
-    sodium_memzero(secret, sizeof(secret));
-    if (ok) nkey_x_encode(ours, box.public_key);
-    return box.set = ok;
-}
-
-/* Opens the sealed secrets of a link: "xkv1", a nonce, a NaCl box of a JSON object. Returns the object, or NULL and why.
- * protocol: the crate nkeys, xkeys.rs. */
-static json_t *box_open(const uint8_t *sealed, size_t len, const char **why) {
-    const size_t head = 4 + crypto_box_NONCEBYTES;
-    json_t *secrets = NULL;
-    *why = "the host data has no xkeys to open its secrets with";
-    if (!box.set) return NULL;
-    *why = "its secrets do not begin with xkv1, or are too short";
-    if (len < head + crypto_box_MACBYTES || memcmp(sealed, "xkv1", 4) != 0) return NULL;
-    size_t plain_len = len - head - crypto_box_MACBYTES;
-    uint8_t *plain = malloc(plain_len + 1);
-    *why = "out of memory";
-    if (!plain) return NULL;
-    *why = "its secrets were sealed for another provider, or changed on the way";
-    if (crypto_box_open_easy_afternm(plain, sealed + head, len - head, sealed + 4, box.shared) == 0) {
-        *why = "its secrets are no JSON object";
-        secrets = json_loadb((const char *)plain, plain_len, 0, NULL);
-    }
-    sodium_memzero(plain, plain_len);
-    free(plain);
-    if (json_is_object(secrets)) return secrets;
-    json_decref(secrets);
     return NULL;
 }
 
-/* The bytes of a JSON array of numbers from 0 to 255. Returns memory that the caller wipes and frees, or NULL. */
-static uint8_t *bytes_of_json(const json_t *array, size_t *len) {
-    size_t i;
-    const json_t *v;
-    *len = json_array_size(array);
-    uint8_t *bytes = *len ? malloc(*len) : NULL;
-    json_array_foreach(array, i, v) {
-        if (bytes && json_is_integer(v) && json_integer_value(v) >= 0 && json_integer_value(v) <= 255) {
-            bytes[i] = (uint8_t)json_integer_value(v);
-            continue;
-        }
-        free_wiped(bytes);
-        return NULL;
+static struct link *link_with_id(const json_t *definition) {
+    const json_t *id = json_object_get(definition, "id");
+    EACH_LINK(l) {
+        if (l->state != LINK_LEAVING && json_equal(json_object_get(l->definition, "id"), id)) return l;
     }
-    return bytes;
+    return NULL;
 }
 
-/* A SecretValue as a string: {"kind":"String","value":"…"}, or {"kind":"Bytes","value":[…]} with UTF-8 in it. NULL if it is
- * neither. protocol: wasmCloud's secrets-client, types.rs. */
-static json_t *secret_text(const json_t *secret) {
-    const json_t *value = json_object_get(secret, "value");
-    size_t len = 0;
-    if (json_is_string(value)) return json_copy((json_t *)value);
-    uint8_t *bytes = bytes_of_json(value, &len);
-    json_t *text = bytes ? json_stringn((const char *)bytes, len) : NULL;
-    free_wiped(bytes);
+/* A free slot for a link, or NULL: there are LINKS_MAX of them, or too many still leave. */
+static struct link *link_take(void) {
+    size_t staying = 0;
+    struct link *slot = links_fresh < LINK_SLOTS ? &links[links_fresh] : NULL;
+    for (struct link *l = links + links_fresh; l-- > links;) {
+        if (l->state == LINK_FREE) slot = l;
+        else staying += l->state != LINK_LEAVING;
+    }
+    if (staying >= LINKS_MAX || !slot) return NULL;
+    links_fresh = MAX(links_fresh, (size_t)(slot - links) + 1);
+    return slot;
+}
+
+/* Gives a link its names; it runs when link_change() finds its settings right. Takes `definition` over. */
+static void link_fill(struct link *l, json_t *definition, bool delivers) {
+    const json_t *id = json_object_get(definition, "id");
+    char label[300];
+    *l = (struct link){.state = LINK_WRONG,
+                       .delivers = delivers,
+                       .definition = definition,
+                       .topic.kind = "link"};
+    (void)snprintf(l->component, ID_MAX, "%s", text_at(id, delivers ? "target" : "source_id"));
+    (void)snprintf(l->name, ID_MAX, "%s", text_at(id, "name"));
+    (void)log_escape(l->topic.name, sizeof(l->topic.name), link_label(id, label), false);
+    (void)snprintf(l->subject, sizeof(l->subject),
+                   "%s.%s.wrpc.0.0.1.wasmcloud:messaging/handler@0.2.0.handle-message", self.lattice,
+                   l->component);
+}
+
+/* A slip in the configuration, for the log. */
+static void warn_of_slip(void *topic, const char *text) { say(topic, LEVEL_WARN, "%s", text); }
+
+/* Puts a link, or changes it. False: there is no memory for it. */
+static bool link_put(const json_t *json) {
+    bool delivers = false;
+    const char *why = NULL;
+    char label[300];
+    json_t *definition = read_definition(json, self.key, &delivers, &why);
+    if (!definition && json_is_short()) return false;
+    if (!definition) {
+        say(&self.topic, LEVEL_ERROR, "the link %s was ignored: %s", link_label(json, label), why);
+        return true;
+    }
+    EACH_LINK(other) {
+        definition_share(definition, other->definition);
+    }
+    struct link *l = link_with_id(definition);
+    json_t *settings = merge_settings(&self.defaults, definition, delivers);
+    if (l) {
+        bool same = json_equal(l->definition, definition);
+        json_decref(l->definition);
+        l->definition = definition;
+        if (!same && settings)
+            (void)settings_slips(definition, settings, delivers, &(struct listener){warn_of_slip, &l->topic});
+        link_change(l, settings);
+        return true;
+    }
+    l = settings ? link_take() : NULL;
+    if (l) {
+        link_fill(l, definition, delivers);
+        (void)settings_slips(definition, settings, delivers, &(struct listener){warn_of_slip, &l->topic});
+        if (strstr(self.refused, l->topic.name)) self.refused[0] = 0;
+        link_change(l, settings);
+        return true;
+    }
+    if (settings) {
+        (void)link_label(json_object_get(definition, "id"), label);
+        (void)
+            snprintf(self.refused, sizeof(self.refused),
+                     "link %s: no place: there are %d links, the most that this build takes; delete one and "
+                     "put it again",
+                     label, LINKS_MAX);
+        say(&self.topic, LEVEL_ERROR, "%s", self.refused);
+    }
+    bool had_memory = settings;
+    json_decref(definition);
+    json_decref(settings);
+    return had_memory;
+}
+
+/* Why a link's settings cannot be used, or NULL: on their own, or beside the links that run. */
+static const char *link_settings_error(const struct link *l, const json_t *settings) {
+    static char text[128];
+    const char *error = text_at(l->definition, "error");
+    if (*error) return error;
+    error = settings_error(settings);
+    size_t sum = count_items(text_at(settings, "subscriptions"));
+    EACH_LINK(other) {
+        if (other == l || other->state != LINK_RUNNING) continue;
+        size_t present = count_items(text_at(other->settings, "subscriptions"));
+        size_t next = other->next ? count_items(text_at(other->next->settings, "subscriptions")) : 0;
+        sum += MAX(present, next);
+    }
+    if (error || sum <= SUBSCRIPTIONS_MAX) return error;
+    (void)snprintf(text, sizeof(text),
+                   "all links together ask for %zu subscriptions, and this build takes %d", sum,
+                   SUBSCRIPTIONS_MAX);
     return text;
 }
 
+/* A connection that comes up beside another is not wanted any more. */
+static void next_drop(struct link *l) {
+    if (l->next) conn_drain(l->next, LEAVE_MS);
+    l->next = NULL;
+}
+
+/* Lets a link have these settings: it was put, or put anew, the defaults have changed, or there is room
+ * now. What runs goes on until the new settings do. Takes `settings` over; NULL: there was no memory for
+ * them. */
+static void link_change(struct link *l, json_t *settings) {
+    l->renew = !settings;
+    if (!settings) {
+        say(&l->topic, LEVEL_WARN, "its settings are looked at again when there is memory");
+        return;
+    }
+    const char *error = link_settings_error(l, settings);
+    bool again = error && strcmp(l->error, error) == 0;
+    (void)snprintf(l->error, sizeof(l->error), "%s", error ? error : "");
+    if (error) {
+        if (!again)
+            say(&l->topic, LEVEL_ERROR,
+                l->state == LINK_WRONG ? "not started: %s" : "its new settings are not used: %s", error);
+        json_decref(settings);
+        return;
+    }
+    if (l->next && json_equal(settings, l->next->settings)) {
+        json_decref(settings); /* it comes up already */
+        return;
+    }
+    next_drop(l);
+    if (l->state == LINK_WRONG || same_connection(settings, l->settings)) {
+        l->state = LINK_RUNNING;
+        if (!json_equal(settings, l->settings)) link_apply(l, json_incref(settings));
+    } else if (l->conn && l->conn->state == CONN_UP) {
+        say(&l->topic, LEVEL_INFO, "its settings changed: it connects anew, and goes on as it is until then");
+        l->next = conn_start(l, json_incref(settings));
+        l->renew = !l->next;
+    } else { /* nothing runs that could go on */
+        if (l->conn) conn_drain(l->conn, 0);
+        l->conn = NULL;
+        link_apply(l, json_incref(settings));
+    }
+    json_decref(settings);
+    if (!l->conn) l->conn = conn_start(l, json_incref(l->settings));
+}
+
+/* Whether a link is to be looked at again, when there may be memory, or a place. */
+static bool link_waits(const struct link *l) {
+    bool moves = l->next && l->next->settings == l->settings;
+    return l->renew && !moves && l->state != LINK_LEAVING && stop.state == RUNNING;
+}
+
+/* Looks at a link's settings again, as they are now. */
+static void link_renew(struct link *l) {
+    link_change(l, merge_settings(&self.defaults, l->definition, l->delivers));
+}
+
+/* Of an entry of `subscriptions`: odd, and so none of enum item. */
+static uint64_t item_hash(struct span item) { return hash_of(item) | 1; }
+
+/* Makes the subscriptions of a connection those of the settings: what is new first, then what is gone. */
+static void link_subscribe(struct link *l, struct conn *c, const json_t *settings) {
+    struct span item, subject, queue;
+    const char *list = text_at(settings, "subscriptions");
+    bool wanted[COUNT_OF(net.subs)] = {false};
+    if (json_object_get(settings, "consumers")) {
+        char inbox[INBOX_MAX];
+        (void)snprintf(inbox, sizeof(inbox), "%.*sp.>", (int)c->inbox_len - 2, c->inbox);
+        (void)conn_subscribe(c, inbox, NULL, ITEM_NONE);
+    }
+    for (size_t n = 0; list && list_item(list, n, &item); n++) {
+        char s[SUBJECT_MAX + 1], q[SUBJECT_MAX + 1];
+        uint64_t hash = item_hash(item);
+        bool there = false;
+        for (size_t i = 0; i < COUNT_OF(net.subs); i++) {
+            if (net.subs[i].conn != c || net.subs[i].item != hash) continue;
+            wanted[i] = true;
+            there = net.subs[i].answer != SUB_REFUSED;
+        }
+        if (there || !split_subscription(item, &subject, &queue)) continue;
+        (void)text_of(subject, s, sizeof(s));
+        (void)text_of(queue, q, sizeof(q));
+        if (!conn_subscribe(c, s, *q ? q : NULL, hash)) return;
+        say(&l->topic, LEVEL_DEBUG, "subscribed to %s%s%s", s, *q ? " in queue group " : "", q);
+        for (size_t i = 0; i < COUNT_OF(net.subs); i++)
+            if (net.subs[i].conn == c && net.subs[i].item == hash) wanted[i] = true;
+    }
+    for (size_t i = 0; i < COUNT_OF(net.subs); i++) {
+        if (net.subs[i].conn != c || net.subs[i].item == 0 || wanted[i]) continue;
+        natsSubscription_Destroy(net.subs[i].sub);
+        net.subs[i].conn = NULL;
+    }
+}
+
+/* Links whose settings could not be used may have room now. */
+static void links_look_again(void) {
+    EACH_LINK(l) l->renew |= l->state != LINK_LEAVING && *l->error;
+}
+
+/* Lets a link run with these settings, which it takes over. Its connection is the right one. */
+static void link_apply(struct link *l, json_t *settings) {
+    json_t *before = l->settings;
+    l->settings = settings;
+    l->max_in_flight = number_of(settings, "max_in_flight");
+    l->handler_timeout_ms = number_of(settings, "handler_timeout_ms");
+    l->subscribed = l->delivers && text_at(settings, "subscriptions");
+    l->overhears = l->subscribed && strpbrk(text_at(settings, "subscriptions"), "*>");
+    if (l->delivers) consumers_apply(l);
+    uint64_t ping_ms = number_of(settings, "ping_interval_sec") * 1000;
+    if (l->conn && l->conn->ping_ms != ping_ms) {
+        l->conn->ping_ms = ping_ms;
+        l->conn->io.heard_ms = now_ms; /* the new interval begins now */
+    }
+    if (l->conn && l->conn->state == CONN_UP && link_takes_work(l)) link_subscribe(l, l->conn, settings);
+    if (count_items(text_at(settings, "subscriptions")) < count_items(text_at(before, "subscriptions")))
+        links_look_again();
+    json_decref(before);
+}
+
+/* Whether the old connection's server knows what the new one has subscribed to. Another server of a cluster
+ * hears of it a moment later than the new one's own: before that, a message would find nobody there. */
+static bool next_is_known(const struct link *l) {
+    char id[2][128] = {"", ""}; /* not its address: behind one there may be several */
+    if (!l->conn || l->conn->state != CONN_UP || now_ms - l->next->io.up_ms >= OVERLAP_MS) return true;
+    (void)natsConnection_GetConnectedServerId(l->conn->nc, id[0], sizeof(id[0]));
+    (void)natsConnection_GetConnectedServerId(l->next->nc, id[1], sizeof(id[1]));
+    return *id[0] && strcmp(id[0], id[1]) == 0;
+}
+
+/* The connection that came up beside the other takes over, and the other is drained. */
+static void link_take_over(struct link *l) {
+    struct conn *old = l->conn;
+    l->conn = l->next;
+    l->next = NULL;
+    if (old) conn_drain(old, LEAVE_MS);
+    if (old && old->state == CONN_DRAINING) l->after_ms = now_ms + PROBE_PATIENCE_MS;
+    link_apply(l, json_incref(l->conn->settings));
+    consumers_restart(l);
+    EACH_CONSUMER(k, l) k->moved = true; /* another server may have consumers of the same names */
+}
+
+/* Its server will close: a connection to another takes over, as when settings change. False: there is no
+ * place for one now. */
+static bool link_move(struct link *l) {
+    if (l->next && l->next->settings != l->settings && l->next->state != CONN_UP) {
+        next_drop(l); /* new settings that nobody answers to: first away from here */
+        l->renew = true;
+    }
+    if (!l->next && link_takes_work(l)) l->next = conn_start(l, json_incref(l->settings));
+    return l->next;
+}
+
+/* A connection of a link is up. One that is to take over does so when its server has the subscriptions. */
+static void link_up(struct conn *c) {
+    struct link *l = c->link;
+    if (!link_takes_work(l)) return;
+    if (c == l->next && l->conn && l->conn->state == CONN_UP) {
+        link_subscribe(l, c, c->settings);
+        conn_probe(c);
+    } else if (c == l->next) {
+        link_take_over(l);
+    } else {
+        link_subscribe(l, c, l->settings);
+        consumers_restart(l);
+    }
+}
+
+static void link_lost(struct conn *c, const char *error) {
+    struct link *l = c->link;
+    char text[256];
+    (void)snprintf(text, sizeof(text), "connection lost: %s", error);
+    link_calls_end(l, c, text);
+    if (c == l->conn) consumers_restart(l);
+    else if (!link_drains(l)) l->after_ms = 0;
+}
+
+/* Whether a message is traffic of wRPC on this lattice, of anybody's: what a call sends has a subject of the
+ * lattice, or that of an inbox. */
+static bool is_wrpc(const char *subject, const char *reply) {
+    static const char *const suffixes[] = {".params", ".results", ".error", ".pad"};
+    size_t len = strlen(self.lattice);
+    const char *last = strrchr(subject, '.');
+    if (strncmp(subject, self.lattice, len) == 0 && subject[len] == '.') return strstr(subject, ".wrpc.");
+    if (strncmp(subject, "_INBOX.", 7) != 0) return false;
+    for (size_t i = 0; i < COUNT_OF(suffixes); i++)
+        if (strcmp(last, suffixes[i]) == 0) return true;
+    return reply && strncmp(reply, "_INBOX.", 7) == 0; /* a handshake */
+}
+
+/* Whether a message that a subscription with a wildcard has matched is part of what providers do: a component
+ * that was called for it would bring forth the next one, for ever. What has one of our inboxes in it, or is
+ * for us, is so on any server. A connection that hears our own calls has the lattice behind it: there wRPC
+ * of others is passed over as well, who may hear ours. */
+static bool is_overheard(struct conn *c, const char *subject, const char *reply) {
+    bool own = false, lattices = reply && strcmp(reply, self.nobody) == 0;
+    EACH_CONN(other) {
+        bool is_own = inbox_kind(other, subject);
+        char kind = reply ? inbox_kind(other, reply) : 0;
+        own |= is_own || kind == 'p'; /* or a question to JetStream */
+        lattices |= other->is_lattice && (is_own || kind);
+    }
+    if (lattices && !c->io.hears_lattice) {
+        c->io.hears_lattice = true;
+        say(c->topic, LEVEL_INFO, "its subscriptions match the lattice's traffic, which no component gets");
+    }
+    for (size_t i = 0; i < COUNT_OF(subjects); i++)
+        own |= *subject == *subjects[i].name && strcmp(subject, subjects[i].name) == 0;
+    if (*subject == '$') own |= js_is_own(subject);
+    if (!c->io.hears_lattice) return own;
+    return lattices || own || is_wrpc(subject, reply) || strncmp(subject, "$SRV.", 5) == 0;
+}
+
+/* Everything that arrives on a link's connection. `msg` is NULL if it was passed over, for this reason. */
+static void link_message(struct conn *c, const char *subject, const char *reply, natsMsg *msg,
+                         const char *why) {
+    struct link *l = c->link;
+    assert(l->state == LINK_RUNNING || l->state == LINK_LEAVING);
+    char kind = inbox_kind(c, subject);
+    if (kind == 'c') {
+        const char *suffix;
+        struct call *call = call_of_subject(c, subject, &suffix);
+        if (!call || call->state != CALL_ASKED || call->conn != c || *suffix) return;
+        if (msg) on_reply(call, msg);
+        else call_end_error(call, why);
+    } else if (kind == 'p') {
+        if (msg) js_answer(l, subject + c->inbox_len, msg);
+    } else if (l->delivers) {
+        /* the server delivers what a consumer was asked for under its own subject, with the reply subject
+         * on which it is acknowledged */
+        struct js_ack a;
+        struct consumer *k = consumer_of(l, reply, &a);
+        if (k) js_message(k, c, reply, msg, why, &a);
+        else if (!(l->overhears && is_overheard(c, subject, reply)) && !(msg && js_is_push_status(c, msg)))
+            on_message(l, subject, msg, why);
+    }
+}
+
+/* No new work; what is under way ends, and the connection is drained. */
+static void link_leave(struct link *l) {
+    l->state = LINK_LEAVING;
+    l->leave_by_ms = now_ms + LEAVE_MS;
+    next_drop(l);
+    queue_drop(l, "the link was deleted");
+    /* longer than the link, which at its end gives back what the component still has, and ends it */
+    if (l->conn) conn_drain(l->conn, 2 * LEAVE_MS);
+    EACH_CALL(c) { /* what could not be told to JetStream so far: by the connection that drains, or never */
+        if (c->state != CALL_SETTLING || c->link != l) continue;
+        (void)js_settle(l, c->delivery, c->outcome);
+        delivery_done(c);
+    }
+}
+
+/* An order to delete the links that agree with what it says. Hosts of 1.0 leave most of the fields out. */
+static bool on_delete(natsMsg *msg, const json_t *json) {
+    (void)msg;
+    if (!text_at(json, "source_id")) return true;
+    for (size_t i = json_array_size(self.links); i-- > self.links_put;) /* it waits for memory */
+        if (deletes(json, json_array_get(self.links, i))) json_array_remove(self.links, i);
+    EACH_LINK(l) {
+        if (l->state == LINK_LEAVING || !deletes(json, json_object_get(l->definition, "id"))) continue;
+        say(&l->topic, LEVEL_INFO, "deleted");
+        self.refused[0] = 0;
+        link_leave(l);
+    }
+    return true;
+}
+
+/* New defaults: links for which they make a difference change. */
+static bool on_config(natsMsg *msg, const json_t *json) {
+    const char *error = settings_too_large(json, NULL);
+    (void)msg;
+    if (error) {
+        say(&self.topic, LEVEL_ERROR, "its new configuration is not used: %s", error);
+        return true;
+    }
+    json_decref(self.defaults.config);
+    self.defaults.config = json_incref((json_t *)json);
+    EACH_LINK(l) {
+        if (l->state != LINK_LEAVING) link_renew(l);
+    }
+    return true;
+}
+
+/* Calls, messages, or bytes that must still go out: what JetStream is told of the last messages, say. */
+static bool link_is_busy(const struct link *l) {
+    bool writes = l->conn && conn_is_open(l->conn) && conn_is_well(l->conn) && conn_waiting(l->conn) > 0;
+    return l->calls > 0 || l->queued > 0 || writes;
+}
+
+/* Gives a leaving link's slot back. Who waited for room may have it now. */
+static void link_free(struct link *l) {
+    queue_drop(l, "the link was deleted");
+    deliveries_abandon(l, "the link was deleted");
+    link_calls_end(l, NULL, "the link was deleted");
+    link_report(l, false);
+    log_tick(&l->topic, true);
+    EACH_CONN(c) {
+        if (c->link != l) continue;
+        conn_drain(c, 0);
+        if (c->state == CONN_FREE) continue;
+        c->link = NULL;
+        c->topic = &self.topic;
+        c->users = 0;
+    }
+    EACH_CONSUMER(k, l) consumer_free(k);
+    json_decref(l->settings);
+    json_decref(l->definition);
+    l->state = LINK_FREE;
+    links_look_again();
+}
+
+/* What is due for a link; called on every turn of the loop. */
+static void link_step(struct link *l) {
+    outbox_step(l);
+    if (l->next && l->next->state == CONN_UP && l->next->io.probe == PROBE_NONE) conn_probe(l->next);
+    if (l->next && l->next->state == CONN_UP && is_flushed(l->next) && next_is_known(l)) link_take_over(l);
+    if (l->state == LINK_RUNNING && !l->conn && stop.state == RUNNING)
+        l->conn = conn_start(l, json_incref(l->settings));
+    if (l->state == LINK_LEAVING) {
+        bool done = l->calls == 0 && l->queued == 0 && (!l->conn || !conn_is_open(l->conn));
+        if (done || is_due(l->leave_by_ms)) link_free(l);
+    }
+}
+
+/* When a link has something to do by itself: to leave, to be read again after a pause, to try again. */
+static uint64_t link_next_ms(const struct link *l) {
+    uint64_t due_ms = l->state == LINK_LEAVING ? l->leave_by_ms : UINT64_MAX;
+    if (l->pause_until_ms > now_ms) due_ms = MIN(due_ms, l->pause_until_ms);
+    if (l->absent_until_ms > now_ms) due_ms = MIN(due_ms, l->absent_until_ms);
+    if (l->outbox.first && l->after_ms > now_ms) due_ms = MIN(due_ms, l->after_ms);
+    return l->has_consumers ? MIN(due_ms, consumers_next_ms(l)) : due_ms;
+}
+
+/* Why a link does not do all that it should, or "". */
+static const char *link_error(const struct link *l, char text[400]) {
+    const struct conn *c = l->conn;
+    struct span first = {0};
+    char address[URL_ADDRESS_MAX] = "";
+    const char *not_used = l->state == LINK_WRONG ? "" : "its new settings are not used: ";
+    if (*l->error) {
+        (void)snprintf(text, 400, "%s%s", not_used, l->error);
+        return text;
+    }
+    if (l->next && *l->next->error && l->next->settings != l->settings) {
+        (void)snprintf(text, 400, "its new settings are not used yet: %s", l->next->error);
+        return text;
+    }
+    if (l->renew && !l->next && c && c->state == CONN_UP)
+        return "its new settings wait for memory, or for a free connection";
+    if (c && c->state == CONN_UP && c->io.error) return c->io.error;
+    if (c && c->state == CONN_UP) return *refusals_error(c, text) ? text : consumers_error(l, text);
+    if (c && *c->error) return c->error;
+    if (!c) return "it waits for a free connection: others are being made, or drained";
+    if (list_item(text_at(l->settings, "cluster_uris"), 0, &first)) (void)server_address(first, address);
+    (void)snprintf(text, 400, "connecting to %s", address);
+    return text;
+}
+
+/* What is no error of a link, but why nothing comes of it; or "". */
+static const char *link_hint(const struct link *l) {
+    bool idle = l->state == LINK_RUNNING && l->delivers && !l->subscribed;
+    if (!idle || json_array_size(json_object_get(l->settings, "consumers")) > 0) return "";
+    return "no message will come, since it has neither subscriptions nor consumers";
+}
+
+static unsigned link_reconnects(const struct link *l) {
+    return l->conn && l->conn->times_up ? l->conn->times_up - 1 : 0;
+}
+
+/* What became of all messages and calls so far: never held back, and whatever the level if somebody asked. */
+static void link_report(const struct link *l, bool asked) {
+    char text[400];
+    size_t at = (size_t)snprintf(text, sizeof(text), "counts: ");
+    if (!asked && logger.level < LEVEL_INFO) return;
+    for (enum count i = l->delivers ? RECEIVED : CALLS; i < (l->delivers ? CALLS : COUNTS); i++)
+        at += (size_t)snprintf(text + at, sizeof(text) - at, "%s=%" PRIu64 " ", count_names[i], l->counts[i]);
+    (void)snprintf(text + at, sizeof(text) - at, "open=%u", l->calls + l->queued);
+    log_line(&l->topic, LEVEL_INFO, text);
+    for (enum function f = PUBLISH; f < FUNCTIONS; f++) {
+        const struct tally *t = &l->tallies[f];
+        if (t->calls == 0) continue;
+        (void)snprintf(text, sizeof(text),
+                       "%s: calls=%" PRIu64 " errors=%" PRIu64 " average_us=%" PRIu64
+                       " reconnects=%u last_error=%s",
+                       function_names[f], t->calls, t->errors, t->us / t->calls, link_reconnects(l),
+                       t->last_error);
+        log_line(&l->topic, LEVEL_INFO, text);
+    }
+}
+
 /*
- * ---- 5 connections ---------------------------------------------------------------------------------------------------
+ * ---- 10 connections ---------------------------------------------------------------------------------------
  *
- * One connection to a NATS server: the lattice's, or a link's. nats.c does the protocol; the loop and the reconnecting are
- * ours. nats.c's own reconnect is off: with an event loop it is unsafe (its parser is not reset), and it holds a lock while
- * it resolves and connects. So every attempt makes a new natsConnection on a thread of its own, for the loop to take over:
+ * One connection to a NATS server: the lattice's, or a link's. nats.c does the protocol; the loop and the
+ * reconnecting are ours. nats.c's own reconnect is off: with an event loop it is unsafe (its parser is not
+ * reset), and it holds a lock while it resolves and connects. So every attempt makes a new natsConnection,
+ * on a thread of its own, for the loop to take over. Of struct conn such a thread touches the constant
+ * part, and the attempt's; no more.
  *
- *     OFF ─▶ CONNECTING ─▶ UP ─▶ WAITING ─▶ CONNECTING …      with a pause that doubles, and jitter
- *
- * A connecting thread may touch nats.c, the constant part of its connection, and the fields under "the attempt's", which
- * the loop leaves alone until the thread has reported. Nothing else.
- *
- * In:  settings. Out: on_up, on_message, on_down, called in the loop; and post(). Touches: connections.
+ * Interface: conn_start, conn_begin (the lattice's), conn_drain; conn_step, conn_next_ms, conn_read,
+ * conn_write (the loop); post; conn_subscribe, conn_unsubscribe; conn_probe, is_flushed; conn_is_…,
+ * conn_has_room; inbox_make, inbox_kind, inbox_is_refused; refusals_error.
  */
-enum conn_state { CONN_OFF, CONN_CONNECTING, CONN_UP, CONN_WAITING };
-enum report { REPORT_NONE, REPORT_UP, REPORT_FAILED };
+static void conn_connect(struct conn *c);
+static void inbox_subscribe(struct conn *c);
+static bool subscription_refused(struct conn *c, const struct refusal *r);
+static bool is_probe(const struct conn *c, const char *token);
+static void conn_free(struct conn *c);
+static void *connect_thread(void *arg);
+static void on_arrived(void *user, natsMsg *msg);
 
-struct conn {
-    /* constant while the connection is not OFF */
-    struct topic topic;    /* what its log lines are about */
-    json_t *settings;      /* key → string: cluster_uris, client_jwt, tls_ca, …; see setting_keys */
-    void (*on_up)(struct conn *);
-    void (*on_message)(struct conn *, natsMsg *);  /* does not keep the message */
-    void (*on_down)(struct conn *, const char *why);  /* or NULL */
-    uint64_t ping_ms;
-    size_t write_max;      /* bytes that may wait to be written */
-    bool vital;            /* the lattice's: its messages may use what the arena keeps free */
-    char inbox[INBOX_MAX]; /* what is sent to "{inbox}…" comes back to us; ends with ".c." */
-    size_t inbox_len;
-    bool pulls;            /* there is one more, which ends with ".p.": JetStream answers there, and sends what was asked for */
-
-    /* the attempt's */
-    natsConnection *nc;
-    natsSock fd;
-    char outcome[320];     /* the server that it reached, or why it reached none */
-
-    /* written by nats.c's callbacks on any thread */
-    atomic_int report;
-    atomic_bool wants_write, closed, server_error;
-
-    /* the loop's */
-    enum conn_state state;
-    char trouble[320];     /* why it is not UP, or "" */
-    uint64_t due_ms;       /* WAITING: the next attempt */
-    unsigned failures;     /* attempts since it last stood for a while */
-    unsigned times_up;     /* how often it came up, ever */
-    struct {               /* of this time that it is UP */
-        uint64_t up_ms, heard_ms, asked_ms;  /* when it came up, was last heard, was last asked for a sign of life */
-        uint64_t given, written; /* bytes of messages that nats.c got to write, and of them those that the kernel has taken */
-        size_t capacity;   /* what nats.c's write buffer has grown to, about */
-        size_t max_payload;/* the most bytes that a message may have, headers included: as many as the server takes */
-        bool blocked;      /* the socket takes no more: wait for POLLOUT */
-        bool echoed;       /* what conn_ask_echo() sent has come back */
-        bool more;         /* there is input that poll does not see: TLS had read ahead */
-        struct guard guard;/* looks over what the server says before nats.c parses it */
-        const char *broken;/* why the loop wants it closed */
-    } io;
+static const unsigned conn_may_become[] __attribute__((unused)) = {
+    [CONN_FREE] = BIT(CONN_WAITING) | BIT(CONN_CONNECTING),
+    [CONN_WAITING] = BIT(CONN_WAITING) | BIT(CONN_CONNECTING) | BIT(CONN_FREE),
+    [CONN_CONNECTING] = BIT(CONN_WAITING) | BIT(CONN_UP) | BIT(CONN_FREE),
+    [CONN_UP] = BIT(CONN_WAITING) | BIT(CONN_DRAINING),
+    [CONN_DRAINING] = BIT(CONN_FREE),
 };
 
-static struct {
-    int wake_fd;           /* an eventfd: other threads and signals wake the loop by writing to it */
-    unsigned up;           /* connections that are up */
-    struct { natsSubscription *sub; const struct conn *of; }
-        subs[SUBSCRIPTIONS_MAX + 3 * (LINKS_MAX + LINKS_LEAVING_MAX) + 24]; /* with inboxes, and the lattice's own */
-} net = {.wake_fd = -1};
-
-/* Exported by libnats from 3.10 to today's main, though not in nats.h. The filter is called for each message on the thread
- * that is in natsConnection_ProcessReadEvent: the loop; before any queue, outside the connection's lock. Setting *msg to NULL
- * takes the message over. natsMsg_free frees at once; natsMsg_Destroy would trouble nats.c's garbage thread. The other two
- * know a message's header block as bytes, see headers_of(). */
-void natsConn_setFilterWithClosure(natsConnection *nc, void (*filter)(natsConnection *, natsMsg **, void *), void *closure);
-void natsMsg_free(void *msg);
-natsStatus natsMsg_createWithPadding(natsMsg **msg, const char *subject, int subject_len, const char *reply, int reply_len,
-                                     const char *headers_and_data, int len, int padding, int headers_len);
-int natsMsgHeader_encodedLen(natsMsg *msg);
-
-static void wake_loop(void) {
-    uint64_t one = 1;
-    if (write(net.wake_fd, &one, sizeof(one)) < 0) return; /* EAGAIN: it is awake already */
+static void conn_set(struct conn *c, enum conn_state to) {
+    assert(conn_may_become[c->state] & BIT(to));
+    c->state = to;
+    loop.again = true;
 }
 
-static const char *get(const json_t *settings, const char *key) { return json_string_value(json_object_get(settings, key)); }
-static bool is_true(const json_t *settings, const char *key) { return get(settings, key) && strcasecmp(get(settings, key), "true") == 0; }
+static bool conn_is_open(const struct conn *c) { return c->state == CONN_UP || c->state == CONN_DRAINING; }
 
-/* Number `n` of a list with commas, trimmed. Returns false behind the end; empty entries are skipped. */
-static bool list_item(const char *list, size_t n, struct span *item) {
-    while (*list) {
-        list += strspn(list, ", \t\r\n");
-        size_t len = strcspn(list, ",");
-        *item = (struct span){list, len};
-        while (item->len && isspace((unsigned char)item->at[item->len - 1])) item->len--;
-        list += len;
-        if (item->len && n-- == 0) return true;
+/* Whether an open connection can still be used, as far as is known. */
+static bool conn_is_well(const struct conn *c) { return !c->io.error && !atomic_load(&c->closed); }
+
+/* ---- starting, and ending */
+
+/* Begins to connect, for good, with settings that now belong to the connection. */
+static void conn_begin(struct conn *c, json_t *settings, struct topic *topic) {
+    const char *prefix = text_at(settings, "custom_inbox_prefix");
+    (void)snprintf(c->name, sizeof(c->name), PROVIDER_NAME " %s %s",
+                   c->link ? c->link->component : self.lattice, c->link ? c->link->name : "lattice");
+    c->settings = settings;
+    c->topic = topic;
+    c->inbox_len = inbox_make(c->inbox, prefix ? prefix : "_INBOX");
+    c->ping_ms = number_of(settings, "ping_interval_sec") * 1000;
+    conn_connect(c);
+}
+
+/* A connection for a link, or (NULL) the lattice; it takes `settings` over. NULL: none is free now. One that
+ * was to take over from another, and that could not connect so far, waits its turn. The first places are only
+ * for the lattice. */
+static struct conn *conn_start(struct link *l, json_t *settings) {
+    struct conn *c = conns + (l ? LATTICE_CONNS : 0);
+    while (c < conns + CONNS_MAX && c->state != CONN_FREE) c++;
+    if (c == conns + CONNS_MAX) {
+        for (c = conns + LATTICE_CONNS; c < conns + CONNS_MAX; c++)
+            if (c->state == CONN_WAITING && c->link && c->link->next == c) break;
+        if (c < conns + CONNS_MAX) {
+            c->link->renew = true;
+            conn_free(c);
+        }
     }
-    return false;
+    net.wanted = c == conns + CONNS_MAX;
+    if (net.wanted) {
+        json_decref(settings);
+        return NULL;
+    }
+    conns_fresh = MAX(conns_fresh, (size_t)(c - conns) + 1);
+    struct conn *beside = l ? l->conn : lattice;
+    bool gives_memory = l && beside && beside->io.capacity >= MESSAGE_MAX; /* of its write buffer */
+    *c = (struct conn){.link = l, .is_lattice = !l, .vital = !l || gives_memory};
+    if (beside && beside->state == CONN_UP && same_connection(settings, beside->settings))
+        c->named = beside->named;
+    conn_begin(c, settings, l ? &l->topic : &no_link.topic);
+    return c;
 }
 
-/* The host and port of a URL: what stands behind the scheme and the password. */
-static struct span url_address(struct span url) {
-    const char *end = url.at + url.len, *from = memrchr(url.at, '@', url.len), *scheme = memmem(url.at, url.len, "://", 3);
-    from = from ? from + 1 : scheme ? scheme + 3 : url.at;
-    return (struct span){from, (size_t)(end - from)};
+/* Ends its life: what still refers to it does so no more. */
+static void conn_free(struct conn *c) {
+    struct link *l = c->link;
+    uint8_t place = (uint8_t)(c - conns);
+    if (l && l->conn == c) l->conn = NULL;
+    if (l && l->next == c) l->next = NULL;
+    if (lattice_next == c) lattice_next = NULL;
+    EACH_LINK(other) { /* of one that was given up while it connected, the link is not known any more */
+        for (struct delivery *d = c->users ? other->stored.first : NULL; d; d = d->next)
+            if (d->conn == place) d->conn = 0;
+    }
+    EACH_CALL(call) {
+        if (c->users && call_has_delivery(call) && call->delivery->conn == place) call->delivery->conn = 0;
+    }
+    c->users = 0;
+    json_decref(c->settings);
+    conn_set(c, CONN_FREE);
 }
 
-/* nats.c's callbacks for event loops; `c` came in by natsOptions_SetEventLoop. Called under the lock of the natsConnection,
- * perhaps on a thread of nats.c's: so a flag and a wake-up, nothing more. */
+/* Ends a connection that we do not want any more: unsubscribed, it goes on until nothing needs it and the
+ * server has read all that was written, but for no longer than this. One that is not up ends at once, or
+ * when its attempt does. */
+static void conn_drain(struct conn *c, uint64_t within_ms) {
+    if (c->state == CONN_UP) {
+        conn_unsubscribe(c, false);
+        conn_set(c, CONN_DRAINING);
+        c->io.probe = PROBE_NONE;
+        c->due_ms = now_ms + within_ms;
+    } else if (c->state == CONN_DRAINING) {
+        c->due_ms = MIN(c->due_ms, now_ms + within_ms);
+    } else if (c->state == CONN_CONNECTING) {
+        atomic_store(&c->unwanted, true);
+        if (c->link && c->link->conn == c) c->link->conn = NULL;
+        if (c->link && c->link->next == c) c->link->next = NULL;
+        if (lattice_next == c) lattice_next = NULL;
+        c->link = NULL;
+        c->topic = &self.topic;
+    } else if (c->state == CONN_WAITING) {
+        conn_free(c);
+    }
+}
+
+/* When to try again after so many failures in a row: the pause doubles, and is between half of that and all
+ * of it, so that 10,000 gateways do not come back at once. */
+static uint64_t retry_at(unsigned failures) {
+    uint32_t pause = MIN((uint32_t)RETRY_MIN_MS << MIN(failures, 10), (uint32_t)RETRY_MAX_MS);
+    return now_ms + pause / 2 + randombytes_uniform(pause / 2 + 1);
+}
+
+static void conn_wait(struct conn *c) {
+    conn_set(c, CONN_WAITING);
+    c->due_ms = retry_at(c->failures++);
+}
+
+static void conn_connect(struct conn *c) {
+    pthread_t thread;
+    /* an attempt that finds no memory half-way is for nothing, and takes some from others meanwhile */
+    if (!c->vital && !arena_spares(ARENA_PER_LINK, ARENA_PER_LINK / 2, 0)) {
+        (void)snprintf(c->error, sizeof(c->error), "%s", no_memory);
+        conn_wait(c);
+        say(c->topic, LEVEL_WARN, "not connected yet: %s", c->error);
+        return;
+    }
+    c->nc = NULL;
+    c->fd = -1;
+    atomic_store(&c->report, REPORT_NONE);
+    atomic_store(&c->closed, false);
+    atomic_store(&c->wants_write, false);
+    conn_set(c, CONN_CONNECTING);
+    int e = pthread_create(&thread, NULL, connect_thread, c);
+    if (e) {
+        say(c->topic, LEVEL_ERROR, "cannot start a thread to connect: %s", strerror(e));
+        conn_wait(c);
+        return;
+    }
+    pthread_detach(thread);
+}
+
+/* Whether a large message may come; see deps/parser_guard.h. Those of the lattice go before. */
+static bool takes_message(void *user, size_t bytes) {
+    return bytes <= BLOCK_MAX && (((struct conn *)user)->vital || arena_spares(2 * bytes, bytes, 0));
+}
+
+/* A message is too large, there is no memory for it now, or `why`. Its bytes are passed over, and it ends
+ * like any other: who waits for it hears of that. */
+static void on_skipped(void *user, const char *subject, const char *reply, size_t bytes, const char *why) {
+    struct conn *c = user;
+    if (!why) why = bytes > BLOCK_MAX ? too_large : no_memory;
+    say(c->topic, LEVEL_WARN, "a message of %zu bytes on %s was passed over: %s", bytes, subject, why);
+    if (c->io.error) return;
+    if (c->is_lattice) lattice_skipped(c, subject, reply);
+    else if (c->link) link_message(c, subject, reply, NULL, why);
+}
+
+/* The server refuses something, in these words, and the connection stands: permissions. What it refuses is
+ * kept, and told, until it works. The log has each subject once for each connection. */
+static void on_refused(void *user, const char *text) {
+    struct conn *c = user;
+    UNSET struct refusal r;
+    refusal_read(text, &r);
+    if (r.subscription && c->is_lattice && strncmp(r.subject, "$SRV.", 5) == 0) return; /* a convenience */
+    if (!r.subscription && inbox_kind(c, r.subject) == 'c') { /* as good an answer as its return */
+        if (is_probe(c, r.subject + c->inbox_len)) c->io.probe = PROBE_BACK;
+        return;
+    }
+    c->io.refused = c->io.news = true;
+    if (r.subscription && !subscription_refused(c, &r))
+        say(c->topic, LEVEL_WARN, "the server says: %s", without_secrets(c->settings, text));
+    if (r.subscription) return;
+    if (!c->link || !consumers_refused(c->link, r.subject))
+        refusals_add(&c->io.publishes, without_secrets(c->settings, r.subject), now_ms);
+}
+
+/* What an INFO of the server may have changed. (One that takes 0 bytes takes none.) */
+static void conn_learn(struct conn *c) {
+    c->io.max_payload = (size_t)MIN(MAX(natsConnection_GetMaxPayload(c->nc), 1), INT32_MAX);
+}
+
+static void conn_came_up(struct conn *c) {
+    conn_set(c, CONN_UP);
+    c->times_up++;
+    memset(&c->io, 0, sizeof(c->io));
+    c->io.up_ms = c->io.heard_ms = now_ms;
+    c->io.capacity = IO_BUFFER;
+    conn_learn(c);
+    c->io.headers = natsConnection_HasHeaderSupport(c->nc) == NATS_OK;
+    c->io.guard = (struct guard){.message = on_arrived,
+                                 .takes = takes_message,
+                                 .skipped = on_skipped,
+                                 .refused = on_refused,
+                                 .named = &c->named,
+                                 .user = c};
+    c->error[0] = 0;
+    net.up++;
+    say(c->topic, LEVEL_INFO, "connected to %s", c->outcome);
+    if (c->is_lattice && !c->io.headers) say(c->topic, LEVEL_ERROR, "%s", no_headers);
+    /* in the TLS record of the first PONG there may be an INFO, which says what it takes */
+    if (tls_has_input(c->fd)) conn_read(c);
+    inbox_subscribe(c);
+    if (c->is_lattice) {
+        lattice_up(c);
+        return;
+    }
+    c->vital = false;
+    link_up(c);
+}
+
+/* Closes without waiting: nats.c would flush for up to 500 ms, so the socket is shut down, and it finds
+ * that out. */
+static void conn_close(struct conn *c) {
+    (void)shutdown(c->fd, SHUT_RDWR);
+    if (natsConnection_Buffered(c->nc) > 0) natsConnection_ProcessWriteEvent(c->nc);
+    natsConnection_Close(c->nc);
+    if (!c->io.error) c->io.error = "closed"; /* no message counts from here on */
+    conn_unsubscribe(c, true);
+    arena_wipe(true);
+    guard_end(&c->io.guard);
+    natsConnection_Destroy(c->nc);
+    natsConnection_ProcessCloseEvent(&c->fd);
+    c->nc = NULL;
+    net.up--;
+}
+
+/* An open connection has ended, or has to: it connects again, unless it was draining. */
+static void conn_lost(struct conn *c) {
+    bool draining = c->state == CONN_DRAINING;
+    const char *text = NULL, *error = c->io.error;
+    (void)natsConnection_GetLastError(c->nc, &text);
+    text = without_secrets(c->settings, text);
+    /* or conn_read() has said it */
+    if (!error && !*c->error) error = text && *text ? text : "the server closed it";
+    if (error) (void)snprintf(c->error, sizeof(c->error), "%s", error);
+    conn_close(c);
+    if (now_ms - c->io.up_ms >= RETRY_MAX_MS / 3) c->failures = 0;
+    say(c->topic, LEVEL_WARN, "connection lost: %s", c->error);
+    if (!draining) conn_wait(c);
+    if (c->link) link_lost(c, c->error);
+    if (draining && c->is_lattice) answers_resume(c);
+    if (draining) conn_free(c);
+}
+
+/* ---- nats.c's callbacks for event loops. Called under the lock of the natsConnection, perhaps on a thread
+ * of nats.c's: so a flag and a wake-up, nothing more. The conn came in by natsOptions_SetEventLoop. */
+
 static natsStatus on_attach(void **user, void *c, natsConnection *nc, natsSock fd) {
     (void)nc;
     ((struct conn *)c)->fd = fd;
     /* nats.c sets a linger time of 0, with which the last bytes before an exit would be thrown away */
     (void)setsockopt(fd, SOL_SOCKET, SO_LINGER, &(struct linger){0}, sizeof(struct linger));
     (void)fcntl(fd, F_SETFD, FD_CLOEXEC);
+    /* what the kernel has and cannot send is lost with the connection: no more than this, so that we know */
+    if (((struct conn *)c)->is_lattice)
+        (void)setsockopt(fd, IPPROTO_TCP, TCP_NOTSENT_LOWAT, &(int){IO_BUFFER}, sizeof(int));
     *user = c;
     return NATS_OK;
 }
@@ -867,186 +4237,82 @@ static natsStatus on_attach(void **user, void *c, natsConnection *nc, natsSock f
 static natsStatus on_read_wanted(void *user, bool add) {
     if (add) return NATS_OK;
     atomic_store(&((struct conn *)user)->closed, true);
-    return wake_loop(), NATS_OK;
-}
-
-static natsStatus on_write_wanted(void *user, bool add) { return atomic_store(&((struct conn *)user)->wants_write, add), NATS_OK; }
-static natsStatus on_detach(void *user) { return (void)user, NATS_OK; }
-
-/* "-ERR" lines that do not end the connection, such as permissions violations. */
-static void on_server_error(natsConnection *nc, natsSubscription *sub, natsStatus err, void *user) {
-    (void)nc, (void)sub, (void)err;
-    atomic_store(&((struct conn *)user)->server_error, true);
     wake_loop();
+    return NATS_OK;
 }
 
-/* nats.c frees what these two return, so they return copies. */
-static natsStatus on_jwt_wanted(char **jwt, char **error, void *user) {
-    (void)error;
-    *jwt = strdup(get(((struct conn *)user)->settings, "client_jwt"));
-    return *jwt ? NATS_OK : NATS_NO_MEMORY;
+static natsStatus on_write_wanted(void *user, bool add) {
+    atomic_store(&((struct conn *)user)->wants_write, add);
+    return NATS_OK;
 }
 
-static natsStatus on_signature_wanted(char **error, unsigned char **signature, int *len, const char *nonce, void *user) {
-    (void)error;
-    return nats_Sign(get(((struct conn *)user)->settings, "client_seed"), nonce, signature, len);
+static natsStatus on_detach(void *user) {
+    (void)user;
+    return NATS_OK;
 }
 
-static natsStatus set_trusted(const json_t *s, natsOptions *opts) {
-    if (get(s, "tls_ca")) return natsOptions_SetCATrustedCertificates(opts, get(s, "tls_ca"));
-    return get(s, "tls_ca_file") ? natsOptions_LoadCATrustedCertificates(opts, get(s, "tls_ca_file")) : NATS_OK;
+/* Errors that end the connection, which conn_lost() tells of. (Without this nats.c would write them to
+ * standard error.) */
+static void on_server_error(natsConnection *nc, natsSubscription *sub, natsStatus err, void *user) {
+    (void)nc, (void)sub, (void)err, (void)user;
 }
 
-/* The URL, tls_first, or the server decide whether there is TLS. NATS_OK is 0: a ?: b goes on with b if a succeeded. */
-static natsStatus set_tls_options(const json_t *s, natsOptions *opts, const char *url) {
-    bool first = is_true(s, "tls_first"), secure = first || strncasecmp(url, "tls://", 6) == 0;
-    return (secure ? natsOptions_SetSecure(opts, true) : NATS_OK) ?: (first ? natsOptions_TLSHandshakeFirst(opts) : NATS_OK)
-        ?: set_trusted(s, opts)
-        ?: (get(s, "tls_cert") ? natsOptions_SetCertificatesChain(opts, get(s, "tls_cert"), get(s, "tls_key")) : NATS_OK);
+/* ---- the connecting thread */
+
+#define SET(call) s = s == NATS_OK ? (call) : s
+
+/* What is neither about the server nor about its user, for dial(). */
+static natsStatus set_options(natsOptions *o, void *user) {
+    struct conn *c = user;
+    natsStatus s = NATS_OK;
+    SET(natsOptions_SetEventLoop(o, c, on_attach, on_read_wanted, on_write_wanted, on_detach));
+    SET(natsOptions_SetAllowReconnect(o, false));
+    SET(natsOptions_SetIgnoreDiscoveredServers(o, true));
+    SET(natsOptions_SetPingInterval(o, 0)); /* conn_check_life() asks instead */
+    SET(natsOptions_SetSendAsap(o, true));
+    SET(natsOptions_SetIOBufSize(o, IO_BUFFER));
+    SET(natsOptions_SetErrorHandler(o, on_server_error, c));
+    return s;
 }
 
-/* What makes nats.c live in our loop, with one attempt at one server. */
-static natsStatus set_loop_options(struct conn *c, natsOptions *opts) {
-    return natsOptions_SetEventLoop(opts, c, on_attach, on_read_wanted, on_write_wanted, on_detach)
-        ?: natsOptions_SetAllowReconnect(opts, false) ?: natsOptions_SetIgnoreDiscoveredServers(opts, true)
-        ?: natsOptions_SetTimeout(opts, CONNECT_TIMEOUT_MS)
-        ?: natsOptions_SetPingInterval(opts, 0) /* conn_check_life() asks instead */
-        ?: natsOptions_SetSendAsap(opts, true) ?: natsOptions_SetIOBufSize(opts, IO_BUFFER)
-        ?: natsOptions_SetErrorHandler(opts, on_server_error, c);
-}
-
-static natsStatus set_options(struct conn *c, natsOptions *opts, const char *url) {
-    return natsOptions_SetURL(opts, url) ?: natsOptions_SetName(opts, PROVIDER_NAME) ?: set_loop_options(c, opts)
-        ?: (get(c->settings, "client_jwt") ? natsOptions_SetUserCredentialsCallbacks(opts, on_jwt_wanted, c, on_signature_wanted, c) : NATS_OK)
-        ?: set_tls_options(c->settings, opts, url);
-}
-
-/* nats.c begins its words with its file and line. */
-static const char *without_place(const char *text) {
-    const char *place = text && *text == '(' ? strstr(text, "): ") : NULL;
-    return place ? place + 3 : text;
-}
-
-/* Why an attempt failed, in nats.c's words. */
-static const char *connect_words(natsStatus s) {
-    const char *text = without_place(nats_GetLastError(NULL));
-    if (s == NATS_NO_SERVER) return "the name does not resolve, or nobody answers there";
-    return text && *text ? text : natsStatus_GetText(s);
-}
-
-/* One attempt at one server. On failure says why, behind what c->outcome says already. */
-static bool connect_to(struct conn *c, struct span server) {
-    char url[1024];
-    natsOptions *opts = NULL;
-    struct span address = url_address(server);
-    (void)snprintf(url, sizeof(url), "%.*s", (int)server.len, server.at);
-    natsStatus s = natsOptions_Create(&opts) ?: set_options(c, opts, url) ?: natsConnection_Connect(&c->nc, opts);
-    natsOptions_Destroy(opts);
-    sodium_memzero(url, sizeof(url)); /* it may hold a password */
-    if (s == NATS_OK) return snprintf(c->outcome, sizeof(c->outcome), "%.*s", (int)address.len, address.at) > 0;
-    size_t at = strlen(c->outcome);
-    (void)snprintf(c->outcome + at, sizeof(c->outcome) - at, "%s%.*s: %s", at ? "; " : "", (int)address.len, address.at, connect_words(s));
-    c->nc = NULL;
-    return false;
-}
-
-/* The connecting thread: each server in turn. */
-static void *connect_thread(void *arg) {
-    struct conn *c = arg;
-    const char *servers = get(c->settings, "cluster_uris");
-    struct span server;
-    bool up = false;
-    c->outcome[0] = 0;
-    for (size_t n = 0; !up && list_item(servers, n, &server); n++) up = connect_to(c, server);
+static void *connect_thread(void *user) {
+    struct conn *c = user;
+    c->nc = dial(&(struct dial){.settings = c->settings,
+                                .name = c->name,
+                                .named = &c->named,
+                                .unwanted = &c->unwanted,
+                                .options = set_options,
+                                .user = c,
+                                .outcome = c->outcome,
+                                .outcome_size = sizeof(c->outcome)});
     nats_ReleaseThreadMemory();
-    atomic_store(&c->report, up ? REPORT_UP : REPORT_FAILED);
+    sodium_stackzero(THREAD_STACK / 2); /* the next thread may get this stack, with what is left on it */
+    atomic_store(&c->report, c->nc ? REPORT_UP : REPORT_FAILED);
     wake_loop();
     return NULL;
 }
 
-/* When to try again after so many failures in a row: the pause doubles, and is between half of that and all of it, so that
- * 10,000 gateways do not come back at once. */
-static uint64_t retry_at(unsigned failures) {
-    uint32_t pause = MIN((uint32_t)RETRY_MIN_MS << MIN(failures, 10), (uint32_t)RETRY_MAX_MS);
-    return now + pause / 2 + randombytes_uniform(pause / 2 + 1);
+/* ---- reading and writing */
+
+/* Whether this is the last probe that was sent: one before it says nothing of what was written since. */
+static bool is_probe(const struct conn *c, const char *token) {
+    return strncmp(token, "probe.", 6) == 0 && strtoul(token + 6, NULL, 10) == c->io.probes;
 }
 
-static void conn_wait(struct conn *c) {
-    c->state = CONN_WAITING;
-    c->due_ms = retry_at(c->failures++);
+/* Every message of a connection comes through here, and is gone when this returns. */
+static void on_arrived(void *user, natsMsg *msg) {
+    struct conn *c = user;
+    const char *subject = natsMsg_GetSubject(msg);
+    if (inbox_kind(c, subject) == 'c' && is_probe(c, subject + c->inbox_len)) c->io.probe = PROBE_BACK;
+    else if (c->io.error) c->io.heard_ms = now_ms;
+    else if (c->is_lattice) lattice_message(c, msg);
+    else if (c->link) link_message(c, subject, natsMsg_GetReply(msg), msg, NULL);
+    if (net.kept == msg) net.kept = NULL;
+    else natsMsg_free(msg);
 }
 
-/* A connection begins with small blocks that nats.c cannot do without: it would end the process (natsConn_create). */
-static bool conn_may_start(struct conn *c) {
-    if (c->vital || arena_spares(ARENA_PER_LINK, ARENA_PER_LINK / 2, 0)) return true;
-    (void)snprintf(c->trouble, sizeof(c->trouble), "memory is short");
-    conn_wait(c);
-    say(&c->topic, LEVEL_WARN, "not connected yet: %s", c->trouble);
-    return false;
-}
-
-static void conn_connect(struct conn *c) {
-    pthread_t thread;
-    if (!conn_may_start(c)) return;
-    c->nc = NULL;
-    c->fd = -1;
-    c->state = CONN_CONNECTING;
-    atomic_store(&c->report, REPORT_NONE);
-    atomic_store(&c->closed, false);
-    atomic_store(&c->wants_write, false);
-    int e = pthread_create(&thread, NULL, connect_thread, c);
-    if (e) return say(&c->topic, LEVEL_ERROR, "cannot start a thread to connect: %s", strerror(e)), conn_wait(c);
-    pthread_detach(thread);
-}
-
-/* What makes inboxes one of a kind: 60 random bits in base32. Inboxes are short, because nats.c, each server on the way and the
- * host look at every byte of them in every message. */
-enum { SECRET_LEN = 12 };
-
-/* The kernel gives the first seed; from each seed come bytes for many secrets and the next seed, since a system call for each
- * secret would cost as much as all else that is ours in a call. */
-static void secret_make(char out[SECRET_LEN]) {
-    static struct { uint8_t seed[randombytes_SEEDBYTES], bytes[128 * SECRET_LEN]; } pool;
-    static size_t left = SIZE_MAX;
-    if (left == SIZE_MAX) randombytes_buf(pool.seed, sizeof(pool.seed)), left = 0;
-    if (left == 0) {
-        uint8_t seed[randombytes_SEEDBYTES];
-        memcpy(seed, pool.seed, sizeof(seed));
-        randombytes_buf_deterministic(&pool, sizeof(pool), seed);
-        left = sizeof(pool.bytes);
-    }
-    for (size_t i = 0; i < SECRET_LEN; i++) out[i] = base32_digits[pool.bytes[--left] & 31];
-}
-
-/* An inbox that nobody else has. Returns its length. */
-static size_t inbox_make(char out[INBOX_MAX], const char *prefix) {
-    char secret[SECRET_LEN];
-    secret_make(secret);
-    return (size_t)snprintf(out, INBOX_MAX, "%s.%.*s.c.", prefix, SECRET_LEN, secret);
-}
-
-/* The kind of inbox of ours that a subject is in, 'c' or 'p'; or 0. */
-static char inbox_kind(const struct conn *c, const char *subject) {
-    return strncmp(subject, c->inbox, c->inbox_len - 2) == 0 && subject[c->inbox_len - 1] == '.' ? subject[c->inbox_len - 2] : 0;
-}
-
-/* Begins to connect, for good. The caller has set what is constant; settings now belong to the connection. */
-static void conn_start(struct conn *c) {
-    const char *prefix = get(c->settings, "custom_inbox_prefix"), *ping = get(c->settings, "ping_interval_sec");
-    c->inbox_len = inbox_make(c->inbox, prefix ? prefix : "_INBOX");
-    c->ping_ms = ping ? strtoull(ping, NULL, 10) * 1000 : PING_INTERVAL_S_DEFAULT * 1000;
-    conn_connect(c);
-}
-
-/* Whether a large message may come; see deps/guard.h. Those of the lattice go before. */
-static bool takes_message(void *user, size_t bytes) {
-    return bytes <= BLOCK_MAX && (((struct conn *)user)->vital || arena_spares(2 * bytes, bytes, 0));
-}
-
-/* What an INFO of the server may have changed. (One that takes 0 bytes takes none.) */
-static void conn_learn(struct conn *c) { c->io.max_payload = (size_t)MIN(MAX(natsConnection_GetMaxPayload(c->nc), 1), INT32_MAX); }
-
-/* Reads what has come. If the connection ends so, what nats.c says of it on this thread tells more than what it keeps. */
+/* Reads what has come. If the connection ends so, what nats.c says of it on this thread tells more than
+ * what it keeps. */
 static void conn_read(struct conn *c) {
     natsStatus s = NATS_OK;
     const char *text = NULL;
@@ -1054,2363 +4320,734 @@ static void conn_read(struct conn *c) {
     natsConnection_ProcessReadEvent(c->nc);
     guard_watch(NULL);
     conn_learn(c);
-    if (c->io.guard.wrong) c->io.broken = c->io.guard.wrong;
-    c->io.heard_ms = now;
+    if (c->io.guard.wrong) c->io.error = c->io.guard.wrong;
+    c->io.heard_ms = now_ms;
     c->io.more = !atomic_load(&c->closed) && tls_has_input(c->fd);
     if (!atomic_load(&c->closed) || natsConnection_GetLastError(c->nc, &text) != NATS_IO_ERROR) return;
-    text = without_place(nats_GetLastError(&s));
-    if (s == NATS_IO_ERROR && text) (void)snprintf(c->trouble, sizeof(c->trouble), "%s", text);
-}
-
-/* Every message of a connection comes through here, and is gone when this returns. */
-static void on_filter(natsConnection *nc, natsMsg **msg, void *user) {
-    struct conn *c = user;
-    natsMsg *m = *msg;
-    (void)nc;
-    *msg = NULL;
-    const char *subject = natsMsg_GetSubject(m);
-    if (inbox_kind(c, subject) == 'c' && strcmp(subject + c->inbox_len, "echo") == 0) c->io.echoed = true;
-    else if (!c->io.broken) c->on_message(c, m);
-    natsMsg_free(m);
-}
-
-/* Ends subscriptions: all, or all but the one to the inbox of calls, which means no new work while answers still come. */
-static void conn_unsubscribe(struct conn *c, bool all) {
-    for (size_t i = 0; i < COUNT_OF(net.subs); i++) {
-        if (net.subs[i].of != c) continue;
-        const char *subject = natsSubscription_GetSubject(net.subs[i].sub); /* NULL: it ended with its connection */
-        if (!all && (!subject || inbox_kind(c, subject) == 'c')) continue;
-        natsSubscription_Destroy(net.subs[i].sub);
-        net.subs[i].of = NULL;
-    }
-}
-
-/* Closes without waiting: nats.c would flush for up to 500 ms, so the socket is shut down, and it finds that out first. */
-static void conn_close(struct conn *c) {
-    (void)shutdown(c->fd, SHUT_RDWR);
-    if (natsConnection_Buffered(c->nc) > 0) natsConnection_ProcessWriteEvent(c->nc);
-    natsConnection_Close(c->nc);
-    if (!c->io.broken) c->io.broken = "closed"; /* no message counts from here on */
-    guard_end(&c->io.guard, c->nc);
-    conn_unsubscribe(c, true);
-    natsConnection_Destroy(c->nc);
-    natsConnection_ProcessCloseEvent(&c->fd);
-    c->nc = NULL;
-    c->state = CONN_OFF;
-    net.up--;
-}
-
-static bool conn_subscribe(struct conn *c, const char *subject, const char *queue) {
-    for (size_t i = 0; i < COUNT_OF(net.subs); i++) {
-        if (net.subs[i].of) continue;
-        natsStatus s = queue ? natsConnection_QueueSubscribeSync(&net.subs[i].sub, c->nc, subject, queue)
-                             : natsConnection_SubscribeSync(&net.subs[i].sub, c->nc, subject);
-        if (s != NATS_OK) {
-            say(&c->topic, LEVEL_ERROR, "cannot subscribe to %s: %s", subject, natsStatus_GetText(s));
-            c->io.broken = "it could not subscribe"; /* else it would stand, and hear nothing for ever */
-            return false;
-        }
-        net.subs[i].of = c;
-        return true;
-    }
-    return false;
-}
-
-static void conn_came_up(struct conn *c) {
-    char inbox[INBOX_MAX + 2], pulled[INBOX_MAX];
-    c->state = CONN_UP;
-    c->times_up++;
-    memset(&c->io, 0, sizeof(c->io));
-    c->io.up_ms = c->io.heard_ms = now;
-    c->io.capacity = IO_BUFFER;
-    conn_learn(c);
-    c->io.guard = (struct guard){.takes = takes_message, .user = c};
-    c->trouble[0] = 0;
-    net.up++;
-    natsConn_setFilterWithClosure(c->nc, on_filter, c);
-    say(&c->topic, LEVEL_INFO, "connected to %s", c->outcome);
-    (void)snprintf(inbox, sizeof(inbox), "%s>", c->inbox);
-    (void)conn_subscribe(c, inbox, NULL);
-    (void)snprintf(pulled, sizeof(pulled), "%.*sp.>", (int)c->inbox_len - 2, c->inbox);
-    if (c->pulls) (void)conn_subscribe(c, pulled, NULL);
-    c->on_up(c);
-}
-
-static void conn_went_down(struct conn *c) {
-    const char *text = NULL;
-    (void)natsConnection_GetLastError(c->nc, &text);
-    if (c->io.broken || !*c->trouble) /* else conn_read() has said it */
-        (void)snprintf(c->trouble, sizeof(c->trouble), "%s", c->io.broken ? c->io.broken : text && *text ? text : "the server closed it");
-    conn_close(c);
-    if (now - c->io.up_ms >= RETRY_MAX_MS / 3) c->failures = 0;
-    say(&c->topic, LEVEL_WARN, "connection lost: %s", c->trouble);
-    conn_wait(c);
-    if (c->on_down) c->on_down(c, c->trouble);
+    text = without_secrets(c->settings, without_place(nats_GetLastError(&s)));
+    if (s == NATS_IO_ERROR && text) (void)snprintf(c->error, sizeof(c->error), "%s", text);
 }
 
 /* Bytes of messages that wait in nats.c's write buffer. To ask nats.c would take a lock each time. */
 static size_t conn_waiting(const struct conn *c) { return (size_t)(c->io.given - c->io.written); }
 
-/* Writes what waits, as much as the socket takes. Asks the flag first: with nothing to write, nats.c would send 0 bytes
- * and take the result for the end of the connection. In a loop that is not nats.c's, nothing else writes. */
+/* Writes what waits, as much as the socket takes. Asks the flag first: with nothing to write, nats.c would
+ * send 0 bytes and take the result for the end of the connection. In a loop that is not nats.c's, nothing
+ * else writes. */
 static void conn_write(struct conn *c) {
-    if (c->state != CONN_UP || c->io.blocked || c->io.broken || !atomic_load(&c->wants_write)) return;
+    if (!conn_is_open(c) || c->io.blocked || c->io.error || !atomic_load(&c->wants_write)) return;
     natsConnection_ProcessWriteEvent(c->nc);
     if (atomic_load(&c->closed)) return; /* what became of the bytes, nobody knows */
     c->io.blocked = atomic_load(&c->wants_write);
-    uint64_t left = c->io.blocked ? (uint64_t)natsConnection_Buffered(c->nc) : 0; /* what nats.c wrote by itself (PONG) is in it, too */
-    c->io.written = MAX(c->io.written, c->io.given - MIN(left, c->io.given));
+    /* what nats.c wrote by itself is in it, too */
+    uint64_t left = c->io.blocked ? (uint64_t)natsConnection_Buffered(c->nc) : 0;
+    uint64_t written = c->io.given - MIN(left, c->io.given);
+    c->io.written = MAX(c->io.written, written);
 }
 
-enum posted { POSTED, POST_DOWN, POST_FULL, POST_TOO_LARGE, POST_FAILED };
-static const char *const posted_words[] = {
-    "", "the connection to the server is down", "the server reads too slowly, or memory is short",
-    "maximum payload exceeded: the server takes no message of this size", "out of memory",
-};
-
-/* The header block of a message, as it goes over the wire: NATS/1.0, a status perhaps, and "key: value" lines; or nothing. It
- * stands before the data, with a NUL between (nats.c, msg.c: one block holds all of a message). nats.c's own functions would make
- * a hash table of it, which is 5 blocks and a fifth of all instructions of a publish. protocol: NATS, ADR-4. */
-static struct span headers_of(natsMsg *msg) {
-    size_t len = (size_t)natsMsgHeader_encodedLen(msg);
-    return (struct span){natsMsg_GetData(msg) - 1 - len, len};
-}
-
-struct header { const char *key, *value; };  /* value NULL: there is none */
-enum { HEADERS_MAX = 4 };
-
-/* The value in a header's line if it has this key, or NULL. */
-static char *value_in(char *line, const char *key) {
-    while (*key && *line == *key) line++, key++;
-    if (*key || *line++ != ':') return NULL;
-    while (*line == ' ' || *line == '\t') line++;
-    return line;
-}
-
-/* Fills in the values of the headers that are asked for. Their ends are marked in place: the message is ours, and gone soon. */
-static void read_headers(natsMsg *msg, struct header wanted[HEADERS_MAX]) {
-    struct span block = headers_of(msg);
-    char *line = (char *)block.at, *past = line + block.len, *end;
-    for (; line < past && *line != '\r' && (end = memchr(line, '\n', (size_t)(past - line))); line = end + 1) {
-        for (struct header *h = wanted; h < wanted + HEADERS_MAX && h->key; h++) {
-            char *value = h->value ? NULL : value_in(line, h->key);
-            if (!value) continue;
-            end[-(end[-1] == '\r')] = 0;
-            h->value = value;
-        }
-    }
-}
-
-/* What the server itself says in place of a message, such as "503" with no words; all is empty in a message of anybody's. */
-struct status { struct span code, words; };
-
-static struct status status_of(natsMsg *msg) {
-    struct span block = headers_of(msg);
-    const char *code = block.at + strlen("NATS/1.0 "), *end = memchr(block.at, '\r', block.len);
-    if (!end || end < code + 3 || strncmp(block.at, "NATS/1.0 ", 9) != 0) return (struct status){0};
-    const char *words = code + 3 + (code[3] == ' ');
-    return (struct status){{code, 3}, {words, (size_t)(end - words)}};
-}
-
-static bool span_is(struct span s, const char *text) { return strlen(text) == s.len && (s.len == 0 || memcmp(s.at, text, s.len) == 0); }
-
-/* Nobody listens to the subject that a message of ours was sent to. */
-static bool is_no_responders(natsMsg *msg) { return natsMsg_GetDataLength(msg) == 0 && span_is(status_of(msg).code, "503"); }
-
-/* The size of a header block. protocol: NATS, ADR-4. */
-static size_t headers_size(const struct header *headers) {
-    size_t n = 0;
-    for (size_t i = 0; headers && i < HEADERS_MAX && headers[i].key; i++)
-        if (headers[i].value) n += strlen(headers[i].key) + strlen(headers[i].value) + 4;
-    return n ? n + 12 : 0; /* NATS/1.0\r\n … \r\n */
-}
-
-/* Writes headers_size() bytes. */
-static void headers_write(char *at, const struct header *headers) {
-    at = mempcpy(at, "NATS/1.0\r\n", 10);
-    for (size_t i = 0; i < HEADERS_MAX && headers[i].key; i++) {
-        if (!headers[i].value) continue;
-        at = mempcpy(at, headers[i].key, strlen(headers[i].key));
-        at = mempcpy(at, ": ", 2);
-        at = mempcpy(at, headers[i].value, strlen(headers[i].value));
-        at = mempcpy(at, "\r\n", 2);
-    }
-    (void)mempcpy(at, "\r\n", 2);
-}
-
-/* A message with headers, of which `head` is headers_size(). NULL: no memory. */
-static natsMsg *message_make(struct span subject, struct span reply, const struct header *headers, size_t head, const void *data, size_t len) {
-    natsMsg *msg = NULL;
-    natsStatus s = natsMsg_createWithPadding(&msg, subject.at, (int)subject.len, reply.at, (int)reply.len, NULL, (int)(head + len), 0, (int)head);
-    if (s != NATS_OK) return NULL;
-    headers_write((char *)headers_of(msg).at, headers);
-    if (len) memcpy((char *)natsMsg_GetData(msg), data, len);
-    return msg;
+/* Whether the peer's kernel has acknowledged bytes since the last look, in this turn or before. Of TLS and
+ * of nats.c's own lines SIOCOUTQ counts more than we do: so it is at least so many. */
+static bool conn_takes(struct conn *c) {
+    int unacked = 0;
+    (void)ioctl(c->fd, SIOCOUTQ, &unacked); /* without it, what our kernel takes has to do */
+    uint64_t acked = c->io.written - MIN((uint64_t)unacked, c->io.written);
+    if (acked > c->io.acked) c->io.acked_ms = now_ms;
+    c->io.acked = acked;
+    return c->io.acked_ms == now_ms;
 }
 
 /* Whether nats.c's write buffer, which grows and never shrinks, may take this many bytes more. */
 static bool conn_has_room(struct conn *c, size_t bytes) {
-    size_t wanted = conn_waiting(c) + bytes;
-    if (wanted > c->write_max + (bytes < 4096 ? 64 * 1024 : 0)) return false; /* small answers get through for longer */
+    size_t most = c->is_lattice ? 2 * PARAMS_MAX : WRITE_MAX, wanted = conn_waiting(c) + bytes;
+    if (bytes < 4096) most += 64 * 1024; /* small answers get through for longer */
+    if (wanted > most) return false;
     if (wanted <= c->io.capacity) return true;
-    if (!arena_spares(wanted + wanted / 8, wanted + wanted / 8, net.up > LINKS_MAX ? 0 : LINKS_MAX + 1 - net.up)) return false;
+    size_t to_come = net.up > LINKS_MAX ? 0 : LINKS_MAX + 1 - net.up;
+    if (!arena_spares(wanted + wanted / 8, wanted + wanted / 8, to_come * ARENA_PER_LINK)) return false;
     c->io.capacity = wanted + wanted / 10;
     return true;
 }
 
-/* Whether a connection takes a message of so many bytes, with `all` that goes with it in the protocol. */
-static enum posted conn_takes(struct conn *c, size_t payload, size_t all) {
-    if (c->state != CONN_UP || c->io.broken || atomic_load(&c->closed)) return POST_DOWN;
-    if (payload > c->io.max_payload) return POST_TOO_LARGE;
-    if (conn_has_room(c, all)) return POSTED;
-    conn_write(c); /* the socket may take what is in the way */
-    return conn_has_room(c, all) ? POSTED : POST_FULL;
-}
-
-static const struct span NOWHERE = {0}; /* a message that wants no reply */
-
-static size_t digits_of(size_t n) {
-    size_t digits = 1;
-    for (size_t limit = 10; n >= limit; limit *= 10) digits++;
-    return digits;
-}
-
-/* The bytes of a message in the protocol, from the lengths of its parts. protocol: NATS, PUB and HPUB. */
-static size_t wire_size(size_t subject, size_t reply, size_t head, size_t len) {
-    size_t line = strlen("PUB ") + subject + 1 + (reply ? reply + 1 : 0) + digits_of(head + len) + 2;
-    return line + (head ? 1 + digits_of(head) + 1 : 0) + head + len + 2;
-}
-
-/* The last step of post(). */
-static enum posted hand_over(struct conn *c, struct span subject, struct span reply, natsMsg *with_headers, const void *data, size_t len) {
-    natsStatus s = with_headers ? natsConnection_PublishMsg(c->nc, with_headers)
-                   : reply.at ? natsConnection_PublishRequest(c->nc, subject.at, reply.at, data, (int)len)
-                              : natsConnection_Publish(c->nc, subject.at, data, (int)len);
-    if (s == NATS_OK) return POSTED;
-    if (s != NATS_NO_MEMORY) return s == NATS_MAX_PAYLOAD ? POST_TOO_LARGE : POST_DOWN;
-    /* nats.c may have buffered half of a message, and the next bytes would be read as part of it: nothing of this
-     * connection may be written any more (nats.c, pub.c) */
-    c->io.broken = "out of memory in the middle of a message";
-    return POST_FAILED;
-}
-
-/* Gives a message to nats.c, which writes it when the loop says so. Subjects were checked, and have a NUL behind them; there
- * may be no reply and no headers. For what finds no memory the connection is POST_FULL, and stands: nats.c has none of it. So
- * the copy with headers comes first, and then the question whether there is memory for the write buffer, too. */
+/* Gives a message to nats.c, which writes it when the loop says so. Subjects were checked, and have a NUL
+ * behind them; there may be no reply and no headers. For what finds no memory the connection is POST_FULL,
+ * and stands: nats.c has none of it. */
 static enum posted post(struct conn *c, struct span subject, struct span reply, const struct header *headers,
                         const void *data, size_t len) {
-    size_t head = headers_size(headers);
-    size_t all = wire_size(subject.len, reply.len, head, len);
-    natsMsg *msg = head ? message_make(subject, reply, headers, head, data, len) : NULL;
-    enum posted p = head && !msg ? POST_FULL : conn_takes(c, len + head, all);
-    if (p == POSTED) p = hand_over(c, subject, reply, msg, data, len);
-    natsMsg_free(msg);
-    if (p == POSTED) c->io.given += all;
-    return p;
-}
-
-/* Sends a message to ourselves: when it has come back (c->io.echoed), the server has read all that was written before. */
-static void conn_ask_echo(struct conn *c) {
-    char subject[INBOX_MAX + 8];
-    (void)snprintf(subject, sizeof(subject), "%secho", c->inbox);
-    c->io.echoed = false;
-    (void)post(c, span_of(subject), NOWHERE, NULL, NULL, 0);
-}
-
-/* After ping_ms of silence asks for a sign of life, by a message to ourselves; after twice that gives the connection up.
- * Any byte counts, so a connection that is busy is never asked. */
-static void conn_check_life(struct conn *c) {
-    uint64_t silent = now - MIN(now, c->io.heard_ms);
-    if (silent >= 2 * c->ping_ms) c->io.broken = "silent for two ping intervals, though it was asked for a sign of life";
-    if (silent < c->ping_ms || c->io.asked_ms > c->io.heard_ms) return;
-    c->io.asked_ms = now;
-    conn_ask_echo(c);
-}
-
-static void conn_step_up(struct conn *c) {
-    const char *text = NULL;
-    if (atomic_exchange(&c->server_error, false) && natsConnection_GetLastError(c->nc, &text) && text && *text && !strstr(text, "\"$SRV."))
-        say(&c->topic, LEVEL_ERROR, "the server says: %s", text);
-    conn_check_life(c);
-    if (c->io.broken || atomic_load(&c->closed)) conn_went_down(c);
-}
-
-static void conn_step_connecting(struct conn *c) {
-    int told = atomic_load(&c->report);
-    if (told == REPORT_UP) conn_came_up(c);
-    if (told != REPORT_FAILED) return;
-    memcpy(c->trouble, c->outcome, sizeof(c->trouble));
-    conn_wait(c);
-    say(&c->topic, c->failures > 6 ? LEVEL_DEBUG : LEVEL_WARN, "cannot connect to %s; next try in %" PRIu64 " ms", c->trouble, c->due_ms - now);
-}
-
-static unsigned conn_reconnects(const struct conn *c) { return c->times_up ? c->times_up - 1 : 0; }
-
-/* When conn_step() has something to do by itself: to try again, to ask for a sign of life, to give up waiting for one. */
-static uint64_t conn_next_ms(const struct conn *c) {
-    if (c->state == CONN_WAITING) return c->due_ms;
-    return c->state == CONN_UP ? c->io.heard_ms + (c->io.asked_ms > c->io.heard_ms ? 2 : 1) * c->ping_ms : UINT64_MAX;
-}
-
-/* One step of the state machine above; called on every turn of the loop. */
-static void conn_step(struct conn *c) {
-    if (c->state == CONN_UP) conn_step_up(c);
-    else if (c->state == CONN_CONNECTING) conn_step_connecting(c);
-    else if (c->state == CONN_WAITING && now >= c->due_ms) conn_connect(c);
-}
-
-/*
- * ---- 6 links ---------------------------------------------------------------------------------------------------------
- *
- * A link joins one component to this provider under a name. If the provider is its *source*, the component's handle-message
- * is called for each message of its subscriptions: a handler link. If the provider is its *target*, the component publishes
- * and requests: a consumer link. What it leaves out in its configuration and secrets stands in the provider's. The merged
- * settings are what a connection is made of, so a change is noticed by comparing them.
- *
- * In:  JSON of the host. Out: a table of links, found by identity or by component and name. Touches: the table.
- */
-enum { ID_MAX = 128, LINK_SLOTS = LINKS_MAX + LINKS_LEAVING_MAX };
-
-/* What became of messages and calls. Handler links: received = all of the others + those that are open. */
-enum count { RECEIVED, HANDLED, ERROR, TRAP, TIMEOUT, DROPPED, RETURNED, /* consumer links: */ CALLS, OK, FAILED, COUNTS };
-static const char *const count_names[] = {"received", "handled", "error", "trap", "timeout", "dropped", "returned", "calls", "ok", "failed"};
-
-/* How calls of a function went: a handler link has handle-message, a consumer link the other two. */
-enum function { PUBLISH, REQUEST, HANDLE_MESSAGE, FUNCTIONS };
-static const char *const function_names[] = {"publish", "request", "handle-message"};
-struct tally {
-    uint64_t calls, errors, us;  /* that ended, that ended without success, their time in all */
-    char last_error[120];        /* in words, printable ASCII */
-};
-
-/* A pull consumer of JetStream, from which a handler link takes messages: see room 9. */
-struct consumer {
-    struct link *link;
-    const char *stream, *name;          /* in the link's `consumers` */
-    uint64_t max_messages, max_bytes;   /* of one request, as the link wants it */
-    enum { CONSUMER_UNKNOWN, CONSUMER_ASKED, CONSUMER_READY } state;
-    uint64_t batch, bytes, expires_ms;  /* of one request, as the consumer allows it */
-    uint64_t ack_wait_ms, max_deliver;  /* of the consumer; max_deliver 0: no limit */
-    uint32_t question;                  /* number of the last question, in the inbox for its answers */
-    unsigned wanted;                    /* messages that the request under way is still to bring; 0: none is under way */
-    bool brought;                       /* it brought some */
-    unsigned open;                      /* slots that its messages hold */
-    uint64_t due_ms;                    /* UNKNOWN: when to ask; else: when to give up waiting for a sign of it */
-    unsigned failures;                  /* in a row */
-    char trouble[128];                  /* why it gives no messages, or "" */
-};
-
-struct link {
-    struct conn conn;          /* first, so that a connection's callbacks find their link */
-    bool used, is_handler;
-    bool leaving, replaced;    /* leaving: deleted or replaced, until its calls have ended */
-    bool stale;                /* its settings changed, but there was no slot to start it anew */
-    bool subscribed;           /* it has subscriptions */
-    bool overloaded;           /* its component had all that it may have, or messages waited */
-    char component[ID_MAX], name[ID_MAX];
-    json_t *definition;        /* normalised, see read_definition() */
-    char wrong[256];           /* why it cannot be served as it is, or "" */
-    uint64_t leave_by_ms;
-
-    char subject[3 * ID_MAX];  /* handler links: where the component's host listens for our calls */
-    uint64_t max_in_flight, handler_timeout_ms;
-
-    json_t *consumers_json;    /* what `consumers` holds; the table's strings are in it */
-    struct consumer consumers[CONSUMERS_PER_LINK];
-    size_t consumer_count;
-
-    /* kept by the rooms of calls */
-    uint64_t counts[COUNTS];
-    struct tally tallies[FUNCTIONS];
-    unsigned calls;            /* slots it holds */
-    unsigned with_component;   /* of them, messages that the component has */
-    unsigned unsettled;        /* of them, CALL_OUT and CALL_HELD: writing may bring them on */
-    struct record *backlog, *backlog_last;  /* messages that the component cannot have yet, oldest first */
-    unsigned waiting;          /* how many those are */
-    struct call *kept;         /* messages of consumers that the component cannot have yet: CALL_KEPT, the oldest first */
-    unsigned absences;         /* how often in a row nobody ran the component */
-    uint64_t absent_until_ms;  /* when to try it again */
-    size_t held;               /* bytes of records: backlog, and parameters of its calls */
-    uint64_t pause_until_ms, next_pause_ms;
-};
-
-static struct link links[LINK_SLOTS];
-static size_t links_fresh; /* slots from this one on were never used: nobody looks at them, and their memory is not touched */
-#define EACH_FUNCTION(f, l) for (enum function f = (l)->is_handler ? HANDLE_MESSAGE : PUBLISH; f <= ((l)->is_handler ? HANDLE_MESSAGE : REQUEST); f++)
-#define EACH_LINK(l) for (struct link *l = links; l < links + links_fresh; l++) if (l->used)
-
-/* What this provider was started as, from the host data. Config, links, refused and stopping change later, in room 11. */
-static struct {
-    char host_id[ID_MAX], lattice[ID_MAX], key[ID_MAX];
-    json_t *config, *secrets;  /* defaults for every link; config may be updated */
-    json_t *links;             /* of the host data, until the lattice is up */
-    char refused[400];         /* the last link that found no place, in words, or "" */
-    bool stopping;             /* no new work */
-    struct topic topic;        /* for log lines about no link in particular */
-} self = {.topic = {.kind = "provider"}};
-
-static bool is_token(const char *text) { return text && strlen(text) < ID_MAX && is_subject(span_of(text), false) && !strpbrk(text, ".*>"); }
-
-/* Which keys there are. Those for handler links only are not taken from the defaults by consumer links. */
-static const struct { const char *key; bool handler_only; } setting_keys[] = {
-    {"cluster_uris", false}, {"client_jwt", false}, {"client_seed", false}, {"tls_ca", false}, {"tls_ca_file", false},
-    {"tls_cert", false}, {"tls_key", false}, {"tls_first", false}, {"ping_interval_sec", false},
-    {"custom_inbox_prefix", false}, {"subscriptions", true}, {"consumers", true}, {"max_in_flight", true},
-    {"handler_timeout_ms", true},
-};
-
-/* The value of a key: a secret comes before configuration, and the link's own before the defaults. New reference or NULL. */
-static json_t *find_setting(const json_t *definition, const char *key) {
-    const json_t *secrets[] = {json_object_get(definition, "secrets"), self.secrets};
-    const json_t *configs[] = {json_object_get(definition, "config"), self.config};
-    for (size_t i = 0; i < 2; i++) {
-        json_t *value = secret_text(json_object_get(secrets[i], key));
-        if (value) return value;
-        value = json_object_get(configs[i], key);
-        if (json_is_string(value)) return json_incref(value);
+    size_t head = headers_size(headers), all = wire_size(subject.len, reply.len, head, len);
+    if (!conn_is_open(c) || !conn_is_well(c) || (head && !c->io.headers)) return POST_DOWN;
+    if (head + len > c->io.max_payload) return POST_TOO_LARGE;
+    if (!conn_has_room(c, all)) {
+        conn_write(c); /* the socket may take what is in the way */
+        if (!conn_has_room(c, all)) return POST_FULL;
     }
-    return NULL;
+    if (message_write(c->nc, subject, reply, headers, data, len)) {
+        c->io.given += all;
+        if (c->io.refused) refusals_try(&c->io.publishes, subject);
+        return POSTED;
+    }
+    /* nats.c may have buffered half of a message, and the next bytes would be read as part of it: nothing
+     * of this connection may be written any more */
+    c->io.error = "out of memory in the middle of a message";
+    return POST_BROKEN;
 }
 
-/* Puts the value of key `from` into the settings as `key`, unless it is empty. */
-static void take_setting(json_t *settings, const char *key, const json_t *definition, const char *from) {
-    json_t *value = find_setting(definition, from);
-    size_t len = json_string_length(value);
-    while (len > 0 && isspace((unsigned char)json_string_value(value)[len - 1])) len--; /* secrets often end with a newline */
-    if (len > 0) json_object_set_new(settings, key, json_stringn(json_string_value(value), len));
-    json_decref(value);
+/* Sends a message to ourselves: when it has come back, the server has read all that was written before, and
+ * we have read all that it had sent before. */
+static void conn_probe(struct conn *c) {
+    char subject[INBOX_MAX + 24];
+    if (inbox_is_refused(c, 'c')) inbox_subscribe(c); /* which has an answer, good or bad */
+    c->io.probe = PROBE_NONE;
+    (void)snprintf(subject, sizeof(subject), "%sprobe.%u", c->inbox, ++c->io.probes);
+    if (post(c, span_of(subject), NOWHERE, NULL, NULL, 0) != POSTED) return;
+    c->io.probe = PROBE_SENT;
+    c->io.probed = c->io.given;
+    c->io.probe_ms = now_ms;
 }
 
-static json_t *merge_settings(const json_t *definition, bool is_handler) {
-    json_t *settings = json_object();
-    for (size_t i = 0; i < COUNT_OF(setting_keys); i++)
-        if (is_handler || !setting_keys[i].handler_only)
-            take_setting(settings, setting_keys[i].key, definition, setting_keys[i].key);
-    const json_t *own = json_object_get(definition, "config"), *own_secrets = json_object_get(definition, "secrets");
-    if (json_object_get(own, "tls_ca_file") && !json_object_get(own, "tls_ca") && !json_object_get(own_secrets, "tls_ca"))
-        json_object_del(settings, "tls_ca"); /* the link's own file, not the text that others use */
-    if (!get(settings, "cluster_uris")) json_object_set_new(settings, "cluster_uris", json_string("nats://127.0.0.1:4222"));
-    return settings;
+/* Whether the server has read all that was written before the last probe. A user that may not publish to
+ * its own inbox never hears of it: then, after a while, that the server's kernel has taken every byte has
+ * to do; and of a connection that drains, that nothing more comes. */
+static bool is_flushed(const struct conn *c) {
+    int unsent = 0;
+    uint64_t since_ms = c->state == CONN_DRAINING ? MAX(c->io.probe_ms, c->io.heard_ms) : c->io.probe_ms;
+    if (c->io.probe != PROBE_SENT) return c->io.probe == PROBE_BACK;
+    if (now_ms - since_ms < PROBE_PATIENCE_MS || conn_waiting(c) > 0) return false;
+    return ioctl(c->fd, SIOCOUTQ, &unsent) < 0 || unsent == 0;
 }
 
-static bool has_pem(const json_t *settings, const char *key) { return !get(settings, key) || strstr(get(settings, key), "-----BEGIN "); }
+/* ---- subscriptions and inboxes */
 
-/* Whether nats.c may write this into its CONNECT, where it stands as it is: nothing that could end a line or a JSON string. */
-static bool is_plain(struct span text) {
-    for (size_t i = 0; i < text.len; i++)
-        if ((unsigned char)text.at[i] <= ' ' || text.at[i] == '"' || text.at[i] == '\\') return false;
+/* The subject of a subscription, or "": it ended with its connection. */
+static const char *sub_subject(size_t i) {
+    const char *subject = natsSubscription_GetSubject(net.subs[i].sub);
+    return subject ? subject : "";
+}
+
+/* Whether a subscription is this connection's, to this subject. */
+static bool is_sub(size_t i, const struct conn *c, const char *subject) {
+    return net.subs[i].conn == c && strcmp(sub_subject(i), subject) == 0;
+}
+
+/* `item`: hash of the entry in `subscriptions` that it is for; 0: an inbox, or the lattice's. What stands
+ * already is left as it is, and what was refused is tried again. False: the connection cannot be used, and
+ * will be closed. */
+static bool conn_subscribe(struct conn *c, const char *subject, const char *queue, uint64_t item) {
+    size_t i = 0, free_place = 0;
+    while (i < COUNT_OF(net.subs) && !(net.subs[i].item == item && is_sub(i, c, subject))) i++;
+    while (free_place < COUNT_OF(net.subs) && net.subs[free_place].conn) free_place++;
+    bool again = i < COUNT_OF(net.subs), told = again && net.subs[i].told;
+    if (again && net.subs[i].answer != SUB_REFUSED) return true;
+    if (again) natsSubscription_Destroy(net.subs[i].sub);
+    else i = free_place;
+    if (i == COUNT_OF(net.subs)) {
+        c->io.error = "there are too many subscriptions";
+        return false;
+    }
+    net.subs[i].conn = NULL;
+    natsStatus s = queue ? natsConnection_QueueSubscribeSync(&net.subs[i].sub, c->nc, subject, queue)
+                         : natsConnection_SubscribeSync(&net.subs[i].sub, c->nc, subject);
+    if (s != NATS_OK) {
+        say(c->topic, LEVEL_ERROR, "cannot subscribe to %s: %s", subject, natsStatus_GetText(s));
+        c->io.error = "it could not subscribe"; /* else it would stand, and hear nothing for ever */
+        return false;
+    }
+    net.subs[i].conn = c;
+    net.subs[i].item = item;
+    net.subs[i].answer = again ? SUB_ASKED : SUB_STANDS;
+    net.subs[i].told = told;
+    net.subs[i].probe = c->io.probes + 1;
+    if (again) c->io.probe = PROBE_NONE; /* the next one tells */
     return true;
 }
 
-/* One of cluster_uris: nats:// or tls://, or no scheme. */
-static bool is_server(struct span url) {
-    struct span address = url_address(url);
-    const char *scheme = memmem(url.at, url.len, "://", 3), *port = memrchr(address.at, ':', address.len);
-    if (url.len > 1000 || address.len == 0 || !is_plain(url)) return false;
-    if (port && address.at[address.len - 1] != ']' && strtoul(port + 1, NULL, 10) > 65535) return false;
-    return !scheme || strncasecmp(url.at, "nats://", 7) == 0 || strncasecmp(url.at, "tls://", 6) == 0;
+/* The inbox for replies to what is sent by this connection. */
+static void inbox_subscribe(struct conn *c) {
+    char inbox[INBOX_MAX + 2];
+    (void)snprintf(inbox, sizeof(inbox), "%s>", c->inbox);
+    (void)conn_subscribe(c, inbox, NULL, ITEM_NONE);
 }
 
-static bool are_servers(const char *list) {
-    size_t n = 0;
-    for (struct span server; list_item(list, n, &server); n++)
-        if (!is_server(server)) return false;
-    return n > 0;
-}
-
-/* One of subscriptions, "subject" or "subject|queue". Returns false if it is neither. */
-static bool split_subscription(struct span item, struct span *subject, struct span *queue) {
-    const char *bar = memchr(item.at, '|', item.len);
-    *subject = (struct span){item.at, bar ? (size_t)(bar - item.at) : item.len};
-    *queue = bar ? (struct span){bar + 1, item.len - subject->len - 1} : (struct span){0};
-    return is_subject(*subject, true) && is_utf8(*subject) && (!bar || is_subject(*queue, false));
-}
-
-static bool are_subscriptions(const char *list, size_t *count) {
-    struct span item, subject, queue;
-    for (*count = 0; list && list_item(list, *count, &item); ++*count)
-        if (!split_subscription(item, &subject, &queue)) return false;
-    return *count <= SUBSCRIPTIONS_MAX;
-}
-
-/* One of consumers. Names are tokens, short enough that the subject of an acknowledgement, which has both and five numbers,
- * is one that we keep (INBOX_MAX). */
-static bool is_consumer(const json_t *item) {
-    const char *stream = get(item, "stream"), *name = get(item, "consumer");
-    const json_t *most = json_object_get(item, "max_messages"), *bytes = json_object_get(item, "max_bytes");
-    if (!is_token(stream) || !is_token(name) || strlen(stream) + strlen(name) >= INBOX_MAX / 2) return false;
-    return (!most || json_integer_value(most) > 0) && (!bytes || json_integer_value(bytes) > 0);
-}
-
-static bool same_consumer(const json_t *a, const json_t *b) {
-    return strcmp(get(a, "stream"), get(b, "stream")) == 0 && strcmp(get(a, "consumer"), get(b, "consumer")) == 0;
-}
-
-/* What is wrong with a list of consumers, or NULL. */
-static const char *wrong_consumers(const json_t *list) {
-    size_t i;
-    const json_t *item;
-    if (!json_is_array(list)) return "consumers is no JSON list";
-    if (json_array_size(list) > CONSUMERS_PER_LINK) return "consumers has more than CONSUMERS_PER_LINK entries";
-    json_array_foreach(list, i, item) {
-        if (!is_consumer(item)) return "consumers has an entry that is not like {\"stream\":\"…\",\"consumer\":\"…\",\"max_messages\":1,\"max_bytes\":1}";
-        for (size_t j = 0; j < i; j++)
-            if (same_consumer(item, json_array_get(list, j))) return "consumers names one twice";
+/* Whether the server refuses the subscription to an inbox of ours: no reply can come. */
+static bool inbox_is_refused(const struct conn *c, char kind) {
+    if (!c->io.refused) return false;
+    for (size_t i = 0; i < COUNT_OF(net.subs); i++) {
+        if (net.subs[i].conn != c || net.subs[i].answer == SUB_STANDS) continue;
+        if (inbox_kind(c, sub_subject(i)) == kind) return true;
     }
-    return NULL;
-}
-
-static json_t *read_consumers(const json_t *settings) { return json_loads(get(settings, "consumers") ? get(settings, "consumers") : "[]", 0, NULL); }
-
-/* The keys whose values are numbers, and their bounds. */
-static const struct number { const char *key; uint64_t low, high, missing; const char *wrong; } numbers[] = {
-    {"ping_interval_sec", 1, 86400, PING_INTERVAL_S_DEFAULT, "ping_interval_sec is no number from 1 to 86400"},
-    {"max_in_flight", 1, CALLS_MAX / 2, MAX_IN_FLIGHT_DEFAULT, "max_in_flight is no number from 1 to half of CALLS_MAX"},
-    {"handler_timeout_ms", 1, 86400000, HANDLER_TIMEOUT_MS_DEFAULT, "handler_timeout_ms is no number from 1 to 86400000"},
-};
-enum { PING_INTERVAL_SEC, MAX_IN_FLIGHT, HANDLER_TIMEOUT_MS };
-
-/* A whole number of the settings, or the default where the key is missing. False: it is none, or out of its bounds. */
-static bool number_of(const json_t *settings, const struct number *which, uint64_t *n) {
-    const char *text = get(settings, which->key);
-    char *end = NULL;
-    *n = which->missing;
-    if (!text) return true;
-    errno = 0;
-    *n = strtoull(text, &end, 10);
-    return isdigit((unsigned char)*text) && *end == 0 && errno == 0 && *n >= which->low && *n <= which->high;
-}
-
-static const char *wrong_numbers(const json_t *s) {
-    uint64_t n;
-    for (size_t i = 0; i < COUNT_OF(numbers); i++)
-        if (!number_of(s, &numbers[i], &n)) return numbers[i].wrong;
-    return NULL;
-}
-
-static const char *wrong_credentials(const json_t *s) {
-    const char *jwt = get(s, "client_jwt"), *seed = get(s, "client_seed");
-    if (!jwt != !seed) return "client_jwt and client_seed belong together: give both or neither";
-    if (seed && !nkey_seed(span_of(seed), SEED_OF_USER, NULL)) return "client_seed is no seed of a user (SU…)";
-    return jwt && !is_plain(span_of(jwt)) ? "client_jwt is no JWT" : NULL;
-}
-
-static const char *wrong_tls(const json_t *s) {
-    if (!has_pem(s, "tls_ca") || !has_pem(s, "tls_cert") || !has_pem(s, "tls_key")) return "tls_ca, tls_cert or tls_key is no PEM text";
-    return !get(s, "tls_cert") != !get(s, "tls_key") ? "tls_cert and tls_key belong together: give both or neither" : NULL;
-}
-
-static const char *wrong_subjects(const json_t *s) {
-    size_t count;
-    const char *prefix = get(s, "custom_inbox_prefix");
-    if (!are_servers(get(s, "cluster_uris"))) return "cluster_uris is no list of nats:// or tls:// URLs";
-    if (prefix && (strlen(prefix) > ID_MAX || !is_subject(span_of(prefix), false))) return "custom_inbox_prefix is no subject";
-    if (!are_subscriptions(get(s, "subscriptions"), &count)) return "subscriptions is no list of subject or subject|queue, or it is too long";
-    return NULL;
-}
-
-/* What makes these settings unusable, as half a sentence; or NULL. */
-static const char *wrong_settings(const json_t *s) {
-    json_t *consumers = read_consumers(s);
-    const char *why = wrong_subjects(s) ?: wrong_credentials(s) ?: wrong_tls(s) ?: wrong_numbers(s) ?: wrong_consumers(consumers);
-    json_decref(consumers);
-    return why;
-}
-
-static const char *const link_ids[] = {"source_id", "target", "name", "wit_namespace", "wit_package"};
-
-/* What a link is identified by, in one form whatever the host's version. */
-static json_t *read_identity(const json_t *link) {
-    json_t *id = json_object();
-    for (size_t i = 0; i < COUNT_OF(link_ids); i++) {
-        const char *text = get(link, link_ids[i]);
-        json_object_set_new(id, link_ids[i], json_string(text && *text ? text : i == 2 ? "default" : ""));
-    }
-    return id;
-}
-
-/* The secrets of our side of a link, opened: an object, empty if there are none or if they cannot be opened, and why. */
-static json_t *read_secrets(const json_t *sealed, const char **why) {
-    json_t *secrets = NULL;
-    size_t len = 0;
-    *why = "";
-    if (!sealed || json_is_null(sealed) || (json_is_array(sealed) && json_array_size(sealed) == 0)) return json_object();
-    uint8_t *bytes = json_is_array(sealed) ? bytes_of_json(sealed, &len) : NULL;
-    *why = "its secrets are no list of bytes";
-    if (bytes) secrets = box_open(bytes, len, why);
-    if (secrets) *why = "";
-    free(bytes);
-    return secrets ? secrets : json_object();
-}
-
-static bool is_our_key(const char *text) { return text && strcmp(text, self.key) == 0; }
-
-/* A host's link, as JSON: {"id": {source_id, target, name, wit_namespace, wit_package}, "config": {…}, "secrets": {…}}, with the
- * configuration and the opened secrets of our side. Returns NULL and why if it is no link of ours; if its secrets cannot be
- * opened, "wrong" says why. protocol: wasmCloud, crates/core, link.rs. */
-static json_t *read_definition(const json_t *link, bool *is_handler, const char **why) {
-    static const char *const config_keys[] = {"target_config", "source_config"}, *const secrets_keys[] = {"target_secrets", "source_secrets"};
-    const char *source = get(link, "source_id"), *target = get(link, "target"), *name = get(link, "name");
-    *is_handler = is_our_key(source);
-    *why = "neither its source_id nor its target is this provider";
-    if (!*is_handler && !is_our_key(target)) return NULL;
-    *why = "its component or its name does not fit into a subject";
-    if (!is_token(*is_handler ? target : source) || (name && strlen(name) >= ID_MAX)) return NULL;
-    const json_t *config = json_object_get(link, config_keys[*is_handler]);
-    json_t *secrets = read_secrets(json_object_get(link, secrets_keys[*is_handler]), why);
-    return json_pack("{s:o, s:s, s:o, s:o}", "id", read_identity(link), "wrong", *why,
-                     "config", json_is_object(config) ? json_deep_copy(config) : json_object(), "secrets", secrets);
-}
-
-static const char *link_id(const json_t *definition, const char *key) { return get(json_object_get(definition, "id"), key); }
-
-static struct link *link_with_id(const json_t *definition) {
-    EACH_LINK(l) if (!l->leaving && json_equal(json_object_get(l->definition, "id"), json_object_get(definition, "id"))) return l;
-    return NULL;
-}
-
-/* The consumer link by which a component calls. */
-static struct link *link_of(const char *component, const char *name) {
-    EACH_LINK(l)
-        if (!l->leaving && !l->is_handler && strcmp(l->component, component) == 0 && strcmp(l->name, name) == 0) return l;
-    return NULL;
-}
-
-static const char *link_label(const json_t *json, char out[300]) {
-    const char *source = get(json, "source_id"), *target = get(json, "target"), *name = get(json, "name");
-    (void)snprintf(out, 300, "%.80s -> %.80s (%.80s)", source ? source : "?", target ? target : "?", name ? name : "default");
-    return out;
-}
-
-/* The table of consumers, from settings that were found right. */
-static void link_fill_consumers(struct link *l) {
-    size_t i;
-    const json_t *item;
-    l->consumers_json = read_consumers(l->conn.settings);
-    json_array_foreach(l->consumers_json, i, item)
-        l->consumers[i] = (struct consumer){.link = l, .stream = get(item, "stream"), .name = get(item, "consumer"),
-                                            .max_messages = (uint64_t)json_integer_value(json_object_get(item, "max_messages")),
-                                            .max_bytes = (uint64_t)json_integer_value(json_object_get(item, "max_bytes"))};
-    l->consumer_count = json_array_size(l->consumers_json);
-    l->conn.pulls = l->consumer_count > 0;
-}
-
-static const char *wrong_sum(void) {
-    size_t count, sum = 0;
-    EACH_LINK(l) if (!l->leaving && are_subscriptions(get(l->conn.settings, "subscriptions"), &count)) sum += count;
-    return sum > SUBSCRIPTIONS_MAX ? "all links together ask for more than SUBSCRIPTIONS_MAX subscriptions" : NULL;
-}
-
-/* Fills a free slot; `definition` and `settings` now belong to it. */
-static void link_fill(struct link *l, json_t *definition, json_t *settings, bool is_handler) {
-    *l = (struct link){.used = true, .is_handler = is_handler, .definition = definition};
-    links_fresh = MAX(links_fresh, (size_t)(l - links) + 1);
-    l->conn.settings = settings;
-    l->conn.topic.kind = "link";
-    l->conn.write_max = WRITE_MAX;
-    (void)snprintf(l->component, ID_MAX, "%s", link_id(definition, is_handler ? "target" : "source_id"));
-    (void)snprintf(l->name, ID_MAX, "%s", link_id(definition, "name"));
-    char label[300];
-    (void)escaped(l->conn.topic.name, sizeof(l->conn.topic.name), link_label(json_object_get(definition, "id"), label), false);
-    (void)snprintf(l->subject, sizeof(l->subject), "%s.%s.wrpc.0.0.1.wasmcloud:messaging/handler@0.2.0.handle-message",
-                   self.lattice, l->component);
-    const char *wrong = *get(definition, "wrong") ? get(definition, "wrong") : wrong_settings(settings) ?: wrong_sum();
-    (void)snprintf(l->wrong, sizeof(l->wrong), "%s", wrong ? wrong : "");
-    (void)number_of(settings, &numbers[MAX_IN_FLIGHT], &l->max_in_flight);
-    (void)number_of(settings, &numbers[HANDLER_TIMEOUT_MS], &l->handler_timeout_ms);
-    l->subscribed = is_handler && get(settings, "subscriptions");
-    if (!*l->wrong) link_fill_consumers(l);
-}
-
-static uint64_t average_us(const struct tally *t) { return t->calls ? t->us / t->calls : 0; }
-
-/* What became of all messages and calls so far: never held back, and whatever the level if somebody asked. */
-static void link_report(const struct link *l, bool asked) {
-    char words[400];
-    size_t at = (size_t)snprintf(words, sizeof(words), "counts: ");
-    if (!asked && logger.level < LEVEL_INFO) return;
-    for (enum count i = l->is_handler ? RECEIVED : CALLS; i < (l->is_handler ? CALLS : COUNTS); i++)
-        at += (size_t)snprintf(words + at, sizeof(words) - at, "%s=%" PRIu64 " ", count_names[i], l->counts[i]);
-    (void)snprintf(words + at, sizeof(words) - at, "open=%u", l->calls + l->waiting);
-    write_line(&l->conn.topic, LEVEL_INFO, words);
-    EACH_FUNCTION(f, l) {
-        const struct tally *t = &l->tallies[f];
-        (void)snprintf(words, sizeof(words), "%s: calls=%" PRIu64 " errors=%" PRIu64 " average_us=%" PRIu64 " reconnects=%u last_error=%s", function_names[f],
-                       t->calls, t->errors, average_us(t), conn_reconnects(&l->conn), t->last_error);
-        if (t->calls > 0) write_line(&l->conn.topic, LEVEL_INFO, words);
-    }
-}
-
-/*
- * ---- 7 calls ---------------------------------------------------------------------------------------------------------
- *
- * A call is one invocation in either direction, and a slot while it lasts. wRPC over NATS, with Rc the caller's inbox and
- * Rs the server's: protocol: wrpc-transport-nats 0.22 to 0.29.
- *
- *     caller ─ parameters, or the first piece of them ─▶ subject of the function        (reply: Rc)
- *     caller ◀─ empty: the handshake ── Rc                                              (reply: Rs)
- *     caller ─ the other pieces, then an empty message ─▶ Rs.params
- *     caller ◀─ the result, in pieces, then an empty message ── Rc.results
- *     caller ◀─ a string: the call failed (hosts of 1.0) ── Rc.error
- *
- * Rc, Rs and the reply subject of a request are inboxes of ours: "{inbox}{slot}{secret}". The secret is the call's own, so that
- * what comes for a call that has ended, or was never made, finds nobody: who was asked once could guess any other.
- *
- * In:  a link that wants a slot. Out: slots, inboxes, answers on the lattice. Touches: slots, and the links' counts.
- */
-static struct conn lattice;   /* the connection to the hosts */
-
-enum call_kind {
-    CALL_FREE, CALL_HANDLER,  /* to a component: no result yet */
-    CALL_KEPT, CALL_UNTOLD,   /* a consumer's message: to be tried (again) when the component can have it; its link must be back to tell its outcome */
-    CALL_PARAMS, CALL_HELD,   /* from a component: more parameters are to come; the write buffer of its link is full */
-    CALL_OUT, CALL_REQUEST,   /* publish: the kernel has not taken the bytes yet; request: no reply yet */
-};
-
-/* The token of a call's inbox: three digits of slot, in base 16 from 'A' on, and a secret. */
-enum { SLOT_LEN = 3, TOKEN_LEN = SLOT_LEN + SECRET_LEN };
-
-struct call {
-    enum call_kind kind;
-    bool is_request;       /* from a component: request, not publish */
-    bool shaken;           /* to a component: the handshake was seen */
-    bool whole;            /* held: these are all of the parameters */
-    uint32_t sent;         /* to a component: bytes of held that went out with the first message */
-    char token[TOKEN_LEN]; /* of its inbox; NULs while nobody was told of one */
-    struct call *next;     /* in the list of free slots, or of those that a link keeps */
-    struct link *link;
-    uint64_t deadline_ms;
-    uint64_t began_us;     /* when its component called, or was called */
-    uint64_t out_at;       /* CALL_OUT: done when the connection has written this many bytes */
-    size_t needs;          /* CALL_PARAMS: bytes to have before it is worth another try */
-    struct record *held;   /* CALL_PARAMS, CALL_HELD: all so far; CALL_HANDLER: all, or what did not fit into the first piece; or NULL */
-    struct consumer *consumer;  /* whose message it is; NULL: a subscription's */
-    enum count outcome;         /* CALL_UNTOLD: what became of it */
-    uint64_t progress_ms;       /* when JetStream must hear that it is still being worked on */
-    uint64_t kept_until_ms;     /* when it is given back; 0: it was not kept yet */
-
-    struct result result;  /* to a component; this and what follows is not cleared when the slot is taken */
-    size_t reply_len;
-    char reply[INBOX_MAX]; /* where the outcome goes: Rc of a component's call; where a consumer's message is acknowledged */
-};
-
-static struct {
-    struct call slots[CALLS_MAX];
-    struct call *free;     /* those that were used before */
-    size_t fresh;          /* slots from this one on were never used */
-    unsigned used;
-    uint64_t next_due_ms;  /* when one of them must be looked at */
-    char nobody[INBOX_MAX];/* an inbox to which nobody listens */
-} calls;
-
-/* Where parameters and results are put together. Nothing in it outlives one message. */
-static uint8_t scratch[PARAMS_MAX];
-
-struct trace { const char *parent, *state; };  /* W3C trace context headers, or NULL */
-enum { TRACE_MAX = 512 };
-
-/* Whether a header is passed on: not if it is longer than it ought to be, or could be read as two. */
-static bool is_trace(const char *text) { return text && strlen(text) < TRACE_MAX && !strchr(text, '\r'); }
-
-static struct trace trace_from(const char *parent, const char *state) {
-    if (!is_trace(parent)) return (struct trace){0};
-    return (struct trace){parent, is_trace(state) ? state : NULL};
-}
-
-static struct trace trace_of(natsMsg *msg) {
-    struct header h[HEADERS_MAX] = {{"traceparent", NULL}, {"tracestate", NULL}};
-    read_headers(msg, h);
-    return trace_from(h[0].value, h[1].value);
-}
-
-/* Bytes that wait: a message in a backlog, one of a consumer until it is acknowledged, parameters of a call. A block of the
- * arena, counted against its link. */
-struct record {
-    struct record *next;
-    uint32_t len, room;      /* of the parameters */
-    uint16_t parent, state;  /* lengths of the trace headers, with their NULs */
-    char bytes[];            /* both trace headers, then the parameters */
-};
-
-static size_t records_held;  /* bytes of all records */
-
-static size_t record_size(const struct record *r) { return sizeof(*r) + r->parent + r->state + r->room + 16; } /* 16: its block */
-static uint8_t *record_params(struct record *r) { return (uint8_t *)r->bytes + r->parent + r->state; }
-static struct trace record_trace(struct record *r) { return (struct trace){r->parent ? r->bytes : NULL, r->state ? r->bytes + r->parent : NULL}; }
-
-static void record_free(struct link *l, struct record *r) {
-    if (!r) return;
-    records_held -= record_size(r);
-    l->held -= record_size(r);
-    free(r);
-}
-
-/* Whether a link may hold so many bytes more; see HELD_MAX. */
-static bool may_hold(const struct link *l, size_t size) {
-    return records_held + size <= HELD_MAX && l->held + size <= 2 * (HELD_MAX - records_held - size);
-}
-
-/* A record of these parameters, with room for more. NULL: no memory, or none of the link's share. */
-static struct record *record_make(struct link *l, struct trace t, const uint8_t *params, size_t len, size_t room) {
-    struct record head = {.len = (uint32_t)len, .room = (uint32_t)room, .parent = (uint16_t)(t.parent ? strlen(t.parent) + 1 : 0),
-                          .state = (uint16_t)(t.state ? strlen(t.state) + 1 : 0)};
-    size_t size = record_size(&head);
-    struct record *r = room <= HELD_MAX && may_hold(l, size) ? malloc(size) : NULL; /* the first: or the sum may wrap on 32 bit */
-    if (!r) return NULL;
-    *r = head;
-    if (r->parent) memcpy(r->bytes, t.parent, r->parent);
-    if (r->state) memcpy(r->bytes + r->parent, t.state, r->state);
-    if (len) memcpy(record_params(r), params, len);
-    records_held += size;
-    l->held += size;
-    return r;
-}
-
-/* Adds parameters to a record; one that is too small is replaced. False: as record_make(), and the record is as it was. */
-static bool record_add(struct link *l, struct record **r, const void *more, size_t len) {
-    if ((*r)->len + len > (*r)->room) {
-        size_t room = MIN(2 * ((*r)->len + len), PARAMS_MAX);
-        struct record *larger = record_make(l, record_trace(*r), record_params(*r), (*r)->len, room);
-        if (!larger) return false;
-        record_free(l, *r);
-        *r = larger;
-    }
-    memcpy(record_params(*r) + (*r)->len, more, len);
-    (*r)->len += (uint32_t)len;
-    return true;
-}
-
-/* How many more slots a link may take: a few it can always have, and of the rest as many as leave more free than it holds. */
-static unsigned calls_spare(const struct link *l) {
-    unsigned left = CALLS_MAX - calls.used, own = CALLS_MAX / LINKS_MAX / 4, shared = l->calls + own * LINKS_MAX;
-    return MIN(left, MAX(own - MIN(own, l->calls), (left - MIN(left, shared) + 1) / 2));
-}
-
-/* A slot, or NULL: none is free, or the link has its share. The caller sets kind and deadline by call_until(). */
-static struct call *call_take(struct link *l) {
-    if (calls_spare(l) == 0) return NULL;
-    struct call *c = calls.free ? calls.free : &calls.slots[calls.fresh++];
-    if (calls.free) calls.free = c->next;
-    memset(c, 0, offsetof(struct call, result));
-    c->link = l;
-    c->began_us = now_us;
-    calls.used++;
-    l->calls++;
-    return c;
-}
-
-/* Counts a call that has ended; `error`: why without success, or NULL. */
-static void tally(struct link *l, enum function f, enum count outcome, uint64_t began_us, const char *error) {
-    struct tally *t = &l->tallies[f];
-    l->counts[outcome]++;
-    t->calls++;
-    t->us += now_us - began_us;
-    if (!error) return;
-    t->errors++;
-    (void)escaped(t->last_error, sizeof(t->last_error), error, false);
-}
-
-/* When a call must be looked at again. */
-static void call_due(const struct call *c) {
-    calls.next_due_ms = MIN(calls.next_due_ms, c->consumer ? MIN(c->deadline_ms, c->progress_ms) : c->deadline_ms);
-}
-
-static void call_until(struct call *c, enum call_kind kind, uint64_t deadline_ms) {
-    c->kind = kind;
-    c->deadline_ms = deadline_ms;
-    call_due(c);
-}
-
-/* Whether a link's component may have another message now. */
-static bool may_call(const struct link *l) { return l->with_component < l->max_in_flight && lattice.state == CONN_UP && !lattice.io.broken; }
-
-/* Takes a call out of those that its link keeps. */
-static void call_unkeep(struct call *c) {
-    struct call **at = &c->link->kept;
-    while (*at != c) at = &(*at)->next;
-    *at = c->next;
-    c->kind = CALL_FREE;
-}
-
-static void call_free(struct call *c) {
-    if (c->kind == CALL_KEPT) call_unkeep(c);
-    c->link->with_component -= c->kind == CALL_HANDLER;
-    c->link->unsettled -= c->kind == CALL_OUT || c->kind == CALL_HELD;
-    record_free(c->link, c->held);
-    if (c->consumer) c->consumer->open--;
-    c->link->calls--;
-    c->kind = CALL_FREE;
-    c->next = calls.free;
-    calls.free = c;
-    calls.used--;
-}
-
-static void token_make(struct call *c) {
-    for (size_t i = SLOT_LEN, slot = (size_t)(c - calls.slots); i-- > 0; slot >>= 4) c->token[i] = (char)('A' + (slot & 15));
-    secret_make(c->token + SLOT_LEN);
-}
-
-static struct span call_inbox(struct call *c, const struct conn *on, char out[INBOX_MAX + TOKEN_LEN]) {
-    if (!*c->token) token_make(c);
-    *(char *)mempcpy(mempcpy(out, on->inbox, on->inbox_len), c->token, TOKEN_LEN) = 0;
-    return (struct span){out, on->inbox_len + TOKEN_LEN};
-}
-
-static struct span reply_of(const struct call *c) { return (struct span){c->reply, c->reply_len}; }
-
-/* Whether a stranger's inbox can be answered: a subject, with room for what is put behind it. */
-static bool is_inbox(struct span s) { return s.len + TOKEN_LEN < INBOX_MAX && is_subject(s, false); }
-
-/* The call whose inbox a subject is, and what stands behind it ("", ".results", …). NULL: no such call, or no more. */
-static struct call *call_of_subject(const struct conn *on, const char *subject, const char **suffix) {
-    const char *token = subject + on->inbox_len;
-    size_t slot = 0;
-    *suffix = "";
-    if (strnlen(token, TOKEN_LEN) < TOKEN_LEN) return NULL;
-    *suffix = token + TOKEN_LEN;
-    for (size_t i = 0; i < SLOT_LEN; i++) slot = slot << 4 | (size_t)((token[i] - 'A') & 15);
-    struct call *c = &calls.slots[slot % CALLS_MAX];
-    return c->kind != CALL_FREE && memcmp(c->token, token, TOKEN_LEN) == 0 ? c : NULL;
-}
-
-/* Sends to an inbox of the other side. What cannot be sent is lost, as if the connection had broken a moment later. */
-static bool send_to(struct span inbox, struct span suffix, struct span reply, const void *data, size_t len) {
-    char subject[INBOX_MAX + 16];
-    memcpy(subject, inbox.at, inbox.len); /* NOLINT(bugprone-not-null-terminated-result): the suffix ends it */
-    memcpy(subject + inbox.len, suffix.at, suffix.len + 1);
-    enum posted p = post(&lattice, (struct span){subject, inbox.len + suffix.len}, reply, NULL, data, len);
-    if (p != POSTED) say(&lattice.topic, LEVEL_WARN, "cannot answer a call: %s", posted_words[p]);
-    return p == POSTED;
-}
-
-/* Sends bytes in pieces that the lattice's server takes, and then the empty message that ends them. */
-static void send_pieces(struct span inbox, struct span suffix, const uint8_t *data, size_t len) {
-    size_t piece = lattice.state == CONN_UP ? lattice.io.max_payload : len;
-    for (size_t at = 0; at < len; at += piece)
-        if (!send_to(inbox, suffix, NOWHERE, data + at, MIN(piece, len - at))) return;
-    (void)send_to(inbox, suffix, NOWHERE, NULL, 0);
-}
-
-/* Every call gets a handshake, even a failed one. If no more parameters are to come, it names an inbox that nobody listens
- * to: the caller's empty message then ends in the server and wakes nobody. */
-static void shake_hands(struct span caller, struct call *more) {
-    char inbox[INBOX_MAX + TOKEN_LEN];
-    (void)send_to(caller, SPAN(""), more ? call_inbox(more, &lattice, inbox) : span_of(calls.nobody), NULL, 0);
-}
-
-/* An error result: words for the component. */
-__attribute__((format(printf, 2, 3))) static void answer_error(struct span caller, const char *format, ...) {
-    char words[256];
-    uint8_t result[sizeof(words) + 8] = {1};
-    va_list args;
-    va_start(args, format);
-    (void)vsnprintf(words, sizeof(words), format, args);
-    va_end(args);
-    for (struct span s = span_of(words); !is_utf8(s); s = span_of(words)) words[s.len - 1] = 0; /* cut within a character */
-    send_pieces(caller, SPAN(".results"), result, 1 + write_bytes(result + 1, span_of(words)));
-}
-
-/* A failed call, which traps the component: for hosts of 1.9 a result that ends before it began, for those of 1.0, which
- * would wait for ever, a string on another subject. */
-static void answer_failed(struct span caller, const char *words) {
-    uint8_t text[256];
-    size_t len = write_bytes(text, (struct span){words, MIN(strlen(words), 240)});
-    (void)send_to(caller, SPAN(".error"), NOWHERE, text, len);
-    (void)send_to(caller, SPAN(".results"), NOWHERE, NULL, 0);
-}
-
-/*
- * ---- 8 calls from components -----------------------------------------------------------------------------------------
- *
- * publish:  decode ─▶ check ─▶ give to the link's connection ─▶ when the kernel has the bytes ─▶ answer
- * request:  decode ─▶ check ─▶ give to the link's connection ─▶ when the reply comes ─▶ answer
- *
- * Words for errors are the reference provider's, because components may show them to people.
- *
- * In:  calls, their pieces, replies on a link's inbox. Out: messages on the link, answers on the lattice. Touches: slots.
- */
-
-/* A call while it is looked at: everything points into the message or into its record. */
-struct incoming {
-    struct link *link;
-    struct span caller;
-    bool is_request;
-    uint32_t timeout_ms;
-    struct message message;
-    struct trace trace;
-    const uint8_t *params;
-    size_t params_len;
-};
-
-static enum decoded read_incoming(struct incoming *in, size_t *needs_bytes) {
-    struct reader r = {.start = in->params, .at = in->params, .end = in->params + in->params_len};
-    enum decoded d = in->is_request ? read_request(&r, &in->message, &in->timeout_ms) : read_publish(&r, &in->message);
-    *needs_bytes = r.needs;
-    return d;
-}
-
-static enum function function_called(bool is_request) { return is_request ? REQUEST : PUBLISH; }
-
-static const char *error_prefix(bool is_request) { return is_request ? "nats send error: " : ""; }
-
-/* Gives a message to the link's connection. `c` is the slot that will await the outcome. */
-static enum posted pass_on(const struct incoming *in, struct call *c) {
-    char subject[SUBJECT_MAX + 1], reply[MAX(SUBJECT_MAX + 1, INBOX_MAX + TOKEN_LEN)];
-    const struct message *m = &in->message;
-    const struct header headers[] = {{"traceparent", in->trace.parent}, {"tracestate", in->trace.state}, {NULL, NULL}};
-    struct span to = text_of(m->subject, subject, sizeof(subject)), from = NOWHERE;
-    if (in->is_request) from = call_inbox(c, &in->link->conn, reply);
-    else if (m->has_reply) from = text_of(m->reply_to, reply, sizeof(reply));
-    bool traced = in->trace.parent && strncmp(subject, "$SYS", 4) != 0; /* nats-server cannot parse headers there */
-    return post(&in->link->conn, to, from, traced ? headers : NULL, m->body.at, m->body.len);
-}
-
-static const char no_parameters[] = "its parameters do not decode";
-static const char too_large[] = "maximum payload exceeded: the body is larger than this provider passes on";
-
-/* Why a message of a component may not go out, or NULL. Subjects are the component's own words: checked before anything. */
-static const char *wrong_message(const struct message *m) {
-    if (!is_subject(m->subject, false)) return "invalid subject";
-    if (m->has_reply && !is_subject(m->reply_to, false)) return "invalid reply-to subject";
-    return m->body.len > MESSAGE_MAX ? too_large : NULL;
-}
-
-/* nats.c's write buffers grow and never shrink. When memory for one is short, an idle link that has grown connects anew. */
-static void make_room(const struct link *wanting) {
-    EACH_LINK(l) {
-        if (l == wanting || l->is_handler || l->calls > 0 || l->conn.state != CONN_UP || l->conn.io.capacity < MESSAGE_MAX) continue;
-        l->conn.io.broken = "idle, and others need the memory of its write buffer";
-        return;
-    }
-}
-
-/* Ends a call of a component with an error result. */
-static void end_with_error(struct call *c, const char *prefix, const char *words) {
-    answer_error(reply_of(c), "%s%s", prefix, words);
-    tally(c->link, function_called(c->is_request), FAILED, c->began_us, words);
-    call_free(c);
-}
-
-/* The same for a call that got no outcome in time, or cannot get one: the log has it, too. */
-static void give_up(struct call *c, const char *words) {
-    say(&c->link->conn.topic, LEVEL_WARN, "a call of the component ended without success: %s", words);
-    end_with_error(c, error_prefix(c->is_request), words);
-}
-
-/* Ends a call of a component whose parameters are no good: it traps. */
-static void fail(struct call *c, const char *why) {
-    answer_failed(reply_of(c), why);
-    say(&c->link->conn.topic, LEVEL_WARN, "a call of the component failed: %s", why);
-    tally(c->link, function_called(c->is_request), FAILED, c->began_us, why);
-    call_free(c);
-}
-
-/* What a component wanted sent is with nats.c: the slot awaits the reply, or that the kernel has the bytes. */
-static void await_outcome(struct call *c, uint32_t timeout_ms) {
-    struct link *l = c->link;
-    record_free(l, c->held);
-    c->held = NULL;
-    if (c->is_request) return call_until(c, CALL_REQUEST, now + timeout_ms);
-    l->unsettled++;
-    c->out_at = l->conn.io.given;
-    call_until(c, CALL_OUT, now + PUBLISH_TIMEOUT_MS);
-}
-
-/* While the connection has no room the call is held: settle() comes back to it. False: no memory for that. */
-static bool hold(const struct incoming *in, struct call *c) {
-    struct link *l = in->link;
-    uint64_t until = c->held ? c->deadline_ms : now + (in->is_request ? MIN(in->timeout_ms, PUBLISH_TIMEOUT_MS) : PUBLISH_TIMEOUT_MS);
-    if (!l->conn.io.blocked) make_room(l);
-    if (!c->held) c->held = record_make(l, in->trace, in->params, in->params_len, in->params_len);
-    if (!c->held) return false;
-    l->unsettled++;
-    call_until(c, CALL_HELD, until);
-    return true;
-}
-
-/* Sends what a component wants sent, and leaves the slot in the state that awaits the outcome; or answers what was wrong. */
-static void serve(const struct incoming *in, struct call *c) {
-    const char *wrong = wrong_message(&in->message);
-    enum posted p = wrong ? POST_FAILED : pass_on(in, c);
-    in->link->unsettled -= c->kind == CALL_HELD;
-    c->kind = CALL_FREE;
-    if (p == POSTED) await_outcome(c, in->timeout_ms);
-    else if (p != POST_FULL || !hold(in, c)) give_up(c, wrong ? wrong : posted_words[p]);
-}
-
-static void refuse(struct span caller, const char *component, const char *name, const char *why) {
-    shake_hands(caller, NULL);
-    answer_failed(caller, why);
-    say(&lattice.topic, LEVEL_WARN, "a call of component %s by link %s failed: %s", component ? component : "?", name, why);
-}
-
-static void refuse_malformed(const struct incoming *in) {
-    tally(in->link, function_called(in->is_request), FAILED, now_us, no_parameters);
-    refuse(in->caller, in->link->component, in->link->name, no_parameters);
-}
-
-/* A slot for a call, and a record if more of its parameters are to come; or NULL, and the component has an answer. */
-static struct call *accept_call(const struct incoming *in, bool more, size_t needs_bytes) {
-    struct call *c = call_take(in->link);
-    if (c && more && needs_bytes <= PARAMS_MAX)
-        c->held = record_make(in->link, in->trace, in->params, in->params_len, MIN(needs_bytes + SUBJECT_MAX, PARAMS_MAX));
-    if (c && (!more || c->held)) {
-        c->reply_len = text_of(in->caller, c->reply, sizeof(c->reply)).len;
-        c->is_request = in->is_request;
-        c->needs = needs_bytes;
-        return c;
-    }
-    const char *why = needs_bytes > PARAMS_MAX ? too_large : "too many calls in flight, or too large";
-    shake_hands(in->caller, NULL);
-    answer_error(in->caller, "%s%s", error_prefix(in->is_request), why);
-    say(&in->link->conn.topic, LEVEL_WARN, "a call of the component was refused: %s", why);
-    tally(in->link, function_called(in->is_request), FAILED, now_us, why);
-    if (c) call_free(c);
-    return NULL;
-}
-
-/* A message on the subject of publish or request. */
-static void on_call(natsMsg *msg, bool is_request) {
-    struct header h[HEADERS_MAX] = {{"source-id", NULL}, {"link-name", NULL}, {"traceparent", NULL}, {"tracestate", NULL}};
-    read_headers(msg, h);
-    const char *component = h[0].value, *name = h[1].value ? h[1].value : "default"; /* hosts of 1.0 give no name */
-    struct incoming in = {.caller = span_of(natsMsg_GetReply(msg)), .is_request = is_request, .trace = trace_from(h[2].value, h[3].value),
-                          .params = (const uint8_t *)natsMsg_GetData(msg), .params_len = (size_t)natsMsg_GetDataLength(msg)};
-    size_t needs_bytes = 0;
-    if (!is_inbox(in.caller)) return say(&lattice.topic, LEVEL_WARN, "a call without a usable reply subject was ignored");
-    in.link = component ? link_of(component, name) : NULL;
-    if (!in.link) return refuse(in.caller, component, name, "the component is not linked to this provider by that name");
-    enum decoded d = read_incoming(&in, &needs_bytes);
-    in.link->counts[CALLS]++;
-    if (d == MALFORMED) return refuse_malformed(&in);
-    struct call *c = accept_call(&in, d == NEEDS_MORE, needs_bytes);
-    if (!c) return;
-    shake_hands(in.caller, d == NEEDS_MORE ? c : NULL);
-    if (d == WHOLE) serve(&in, c);
-    else call_until(c, CALL_PARAMS, now + PARAMS_TIMEOUT_MS);
-}
-
-static struct incoming incoming_of(struct call *c) {
-    return (struct incoming){.link = c->link, .caller = reply_of(c), .is_request = c->is_request, .trace = record_trace(c->held),
-                             .params = record_params(c->held), .params_len = c->held->len};
-}
-
-/* Another piece of parameters, on Rs.params. */
-static void on_params(struct call *c, natsMsg *msg) {
-    size_t len = (size_t)natsMsg_GetDataLength(msg);
-    if (len == 0) return fail(c, "its parameters ended before they were whole");
-    if (c->held->len + len > PARAMS_MAX) return give_up(c, too_large);
-    if (!record_add(c->link, &c->held, natsMsg_GetData(msg), len)) return give_up(c, "memory is short");
-    if (c->held->len < c->needs) return;
-    struct incoming in = incoming_of(c);
-    enum decoded d = read_incoming(&in, &c->needs);
-    if (d == WHOLE) serve(&in, c);
-    else if (d == MALFORMED) fail(c, no_parameters);
-    else if (c->needs > PARAMS_MAX) give_up(c, too_large);
-}
-
-static struct message message_of(natsMsg *msg) {
-    struct span reply = span_of(natsMsg_GetReply(msg)), body = {natsMsg_GetData(msg), (size_t)natsMsg_GetDataLength(msg)};
-    return (struct message){span_of(natsMsg_GetSubject(msg)), body, reply, reply.len > 0};
-}
-
-static void end_with_success(struct call *c, const uint8_t *result, size_t len) {
-    send_pieces(reply_of(c), SPAN(".results"), result, len);
-    tally(c->link, function_called(c->is_request), OK, c->began_us, NULL);
-    call_free(c);
-}
-
-/* The reply to a request, on the link's inbox: result<broker-message, string>. protocol: the subject is the one that the
- * reply was sent to, as in the reference provider. */
-static void on_reply(struct call *c, natsMsg *msg) {
-    struct message m = message_of(msg);
-    m.has_reply &= is_utf8(m.reply_to);
-    if (is_no_responders(msg)) return end_with_error(c, error_prefix(true), "no responders: no responders");
-    if (1 + message_room(&m) > sizeof(scratch) || !conn_has_room(&lattice, message_room(&m) + 4096))
-        return give_up(c, "no room for a reply of this size");
-    scratch[0] = 0;
-    end_with_success(c, scratch, 1 + write_message(scratch + 1, &m));
-}
-
-/* Tries a held call again. False: the connection still has no room. */
-static bool serve_held(struct call *c) {
-    struct incoming in = incoming_of(c);
-    if (read_incoming(&in, &c->needs) == WHOLE) serve(&in, c);
-    return c->kind != CALL_HELD;
-}
-
-/* Answers the publishes whose bytes the kernel has taken since, and tries again what was held. Called after writing. */
-static void settle(struct link *l) {
-    static const uint8_t ok[] = {0};
-    uint64_t written = l->conn.state == CONN_UP ? l->conn.io.written : 0;
-    bool room = !l->conn.io.blocked;
-    for (struct call *c = calls.slots; l->unsettled > 0 && c < calls.slots + calls.fresh; c++) {
-        if (c->link != l) continue;
-        if (c->kind == CALL_OUT && c->out_at <= written) end_with_success(c, ok, sizeof(ok));
-        else if (c->kind == CALL_HELD && room) room = serve_held(c);
-    }
-}
-
-/* Ends the calls of a link's component, or of all, in words. `all`: also those whose parameters are still to come. */
-static void end_calls(const struct link *of, const char *why, bool all) {
-    for (struct call *c = calls.slots; c < calls.slots + calls.fresh; c++)
-        if ((!of || c->link == of) && (c->kind == CALL_OUT || c->kind == CALL_HELD || c->kind == CALL_REQUEST || (all && c->kind == CALL_PARAMS)))
-            give_up(c, why);
-}
-
-/*
- * ---- 9 JetStream -----------------------------------------------------------------------------------------------------
- *
- * A handler link may also take messages from pull consumers, which deliver a message again until it was acknowledged. Each
- * consumer is asked for no more than its component can have, so that what waits does so in the stream:
- *
- *     UNKNOWN ── CONSUMER.INFO ──▶ ASKED ──▶ READY ── MSG.NEXT: so many, for so long ──▶ messages, heartbeats, a status line
- *        ▲───────────── trouble: in log and health, and a pause ──┘            ◀── again, when slots are free ──┘
- *
- * nats.c's own calls for JetStream wait in place, so this is the wire itself. protocol: NATS, "JetStream wire API reference"
- * and ADR-13; nats-server 2.9 and 2.10, consumer.go.
- *
- * In:  answers and status lines on a link's pull inbox. Out: requests for messages, acknowledgements. Touches: consumers.
- */
-
-/* Sends JetStream a question about a consumer. The answer comes to an inbox with the number of the consumer and the question. */
-static void consumer_question(struct consumer *k, const char *what, const char *json, uint64_t patience_ms) {
-    struct conn *conn = &k->link->conn;
-    char subject[INBOX_MAX + 64], inbox[INBOX_MAX];
-    (void)snprintf(subject, sizeof(subject), "$JS.API.CONSUMER.%s.%s.%s", what, k->stream, k->name);
-    (void)snprintf(inbox, sizeof(inbox), "%.*sp.%x.%08x", (int)conn->inbox_len - 2, conn->inbox, (unsigned)(k - k->link->consumers), ++k->question);
-    (void)post(conn, span_of(subject), span_of(inbox), NULL, json, strlen(json)); /* what is lost is asked again when patience ends */
-    k->due_ms = now + patience_ms;
-}
-
-static void consumer_trouble(struct consumer *k, const char *why) {
-    k->state = CONSUMER_UNKNOWN;
-    k->wanted = 0;
-    k->due_ms = retry_at(k->failures++);
-    (void)snprintf(k->trouble, sizeof(k->trouble), "%s", why);
-    say(&k->link->conn.topic, k->failures > 6 ? LEVEL_DEBUG : LEVEL_ERROR, "consumer %s of stream %s: %s; it is asked again in %" PRIu64 " ms",
-        k->name, k->stream, k->trouble, k->due_ms - now);
-}
-
-/* To be asked anew, without a fault of anybody. */
-static void consumer_forget(struct consumer *k) {
-    k->state = CONSUMER_UNKNOWN;
-    k->wanted = 0;
-    k->due_ms = now;
-}
-
-static uint64_t config_number(const json_t *config, const char *key) {
-    json_int_t n = json_integer_value(json_object_get(config, key));
-    return n > 0 ? (uint64_t)n : 0; /* 0, -1 and nothing at all mean no limit */
-}
-
-static uint64_t lesser(uint64_t a, uint64_t b) { return a && b ? MIN(a, b) : a ? a : b; } /* of two limits, 0: none */
-
-/* Takes over what the consumer allows. Returns why it is no consumer for us, or NULL. */
-static const char *consumer_settle(struct consumer *k, const json_t *config) {
-    const char *policy = get(config, "ack_policy");
-    size_t i;
-    const json_t *step;
-    if (!json_is_object(config)) return "JetStream's answer is no consumer's configuration";
-    if (get(config, "deliver_subject")) return "it is a push consumer: make a pull consumer, without deliver_subject";
-    if (!policy || strcmp(policy, "explicit") != 0) return "its ack_policy is not explicit: messages could not be acknowledged one by one";
-    k->ack_wait_ms = config_number(config, "ack_wait") / 1000000;
-    json_array_foreach(json_object_get(config, "backoff"), i, step)
-        k->ack_wait_ms = lesser(k->ack_wait_ms, (uint64_t)MAX(json_integer_value(step), 0) / 1000000); /* it takes the place of ack_wait */
-    k->max_deliver = config_number(config, "max_deliver");
-    k->batch = lesser(k->max_messages, config_number(config, "max_batch"));
-    k->bytes = lesser(k->max_bytes, config_number(config, "max_bytes"));
-    k->expires_ms = lesser(PULL_EXPIRES_MS, config_number(config, "max_expires") / 1000000);
-    return NULL;
-}
-
-/* JetStream's answer to CONSUMER.INFO. */
-static void on_consumer_info(struct consumer *k, natsMsg *msg) {
-    if (is_no_responders(msg)) return consumer_trouble(k, "JetStream is not enabled for this account, or not running");
-    json_t *info = json_loadb(natsMsg_GetData(msg), (size_t)natsMsg_GetDataLength(msg), 0, NULL);
-    const json_t *error = json_object_get(info, "error");
-    const char *why = error ? get(error, "description") : consumer_settle(k, json_object_get(info, "config"));
-    if (error && !why) why = "JetStream answers with an error without words";
-    if (why) {
-        consumer_trouble(k, why);
-    } else {
-        if (*k->trouble || k->question == 1) say(&k->link->conn.topic, LEVEL_INFO, "takes messages from consumer %s of stream %s", k->name, k->stream);
-        k->state = CONSUMER_READY;
-        k->trouble[0] = 0;
-        k->failures = 0;
-    }
-    json_decref(info);
-}
-
-/* Whether a status line is one of three: by its number, or its words. */
-static bool says(struct status status, const char *const list[3]) {
-    for (size_t i = 0; i < 3; i++)
-        if (span_is(status.code, list[i]) || span_is(status.words, list[i])) return true;
     return false;
 }
 
-/* A status line: how the request for messages fares. When it has just ended, the next one follows. */
-static void on_consumer_status(struct consumer *k, natsMsg *msg) {
-    static const char *const ended[] = {"404", "408", "Batch Completed"}, *const moved[] = {"503", "Leadership Change", "Server Shutdown"};
-    static const char too_big[] = "Message Size Exceeds MaxBytes";
-    struct status status = status_of(msg);
-    bool is_too_big = span_is(status.words, too_big);
-    char words[sizeof(k->trouble)] = "JetStream refuses the request for messages";
-    k->due_ms = now + 2 * PULL_HEARTBEAT_MS;
-    if (span_is(status.code, "100")) return; /* a heartbeat */
-    k->wanted = 0;
-    if (says(status, ended) || (k->brought && is_too_big)) return;
-    if (says(status, moved)) return consumer_forget(k);
-    if (status.words.len) (void)text_of(status.words, words, sizeof(words));
-    consumer_trouble(k, is_too_big ? "its next message is larger than max_bytes, or than MESSAGE_MAX, and is in the way of all others" : words);
-}
+/* ---- what the server refuses */
 
-/* What comes to "{number}.{question}" of a link's pull inbox. */
-static void on_consumer(struct link *l, const char *token, natsMsg *msg) {
-    char *end = NULL;
-    uint64_t number = strtoull(token, &end, 16), question = *end == '.' ? strtoull(end + 1, NULL, 16) : 0;
-    struct consumer *k = &l->consumers[MIN(number, CONSUMERS_PER_LINK - 1)];
-    if (number >= l->consumer_count || question != k->question) return;
-    if (k->state == CONSUMER_ASKED) on_consumer_info(k, msg);
-    else if (k->state == CONSUMER_READY) on_consumer_status(k, msg);
-}
-
-/* Asks for as many messages as there are free slots, for which there is memory, and which the component may have. */
-static void consumer_pull(struct consumer *k) {
-    struct link *l = k->link;
-    char json[200];
-    uint64_t share = MAX(l->max_in_flight / l->consumer_count, 1), bytes = lesser(k->bytes, PULL_BYTES);
-    uint64_t batch = MIN(share - MIN(share, k->open), calls_spare(l));
-    if (k->batch) batch = MIN(batch, k->batch);
-    if (batch == 0 || l->kept || now < l->absent_until_ms || !may_call(l) || !may_hold(l, (size_t)bytes)) return;
-    (void)snprintf(json, sizeof(json), "{\"batch\":%" PRIu64 ",\"max_bytes\":%" PRIu64 ",\"expires\":%" PRIu64 ",\"idle_heartbeat\":%" PRIu64 "}",
-                   batch, bytes, k->expires_ms * 1000000, MIN(k->expires_ms / 3, PULL_HEARTBEAT_MS) * 1000000);
-    k->wanted = (unsigned)batch;
-    k->brought = false;
-    consumer_question(k, "MSG.NEXT", json, 2 * PULL_HEARTBEAT_MS);
-}
-
-/* One step of the state machine above; called on every turn of the loop. */
-static void consumer_step(struct consumer *k) {
-    bool due = now >= k->due_ms;
-    switch (k->state) {
-    case CONSUMER_UNKNOWN:
-        if (!due) return;
-        k->state = CONSUMER_ASKED;
-        return consumer_question(k, "INFO", "", PULL_ANSWER_MS);
-    case CONSUMER_ASKED:
-        if (due) consumer_trouble(k, "JetStream does not answer: may this user publish to $JS.API.CONSUMER.> and $JS.ACK.>?");
-        return;
-    case CONSUMER_READY:
-        if (k->wanted == 0) consumer_pull(k);
-        else if (due) consumer_forget(k); /* not even a heartbeat: the request was lost */
-    }
-}
-
-static void consumers_step(struct link *l) {
-    if (l->conn.state != CONN_UP || l->conn.io.broken || l->leaving || self.stopping) return;
-    for (size_t i = 0; i < l->consumer_count; i++) consumer_step(&l->consumers[i]);
-}
-
-/* What the first consumer in trouble says, or "". */
-static const char *consumers_trouble(const struct link *l, char words[400]) {
-    for (const struct consumer *k = l->consumers; k < l->consumers + l->consumer_count; k++)
-        if (*k->trouble) return (void)snprintf(words, 400, "consumer %s of stream %s: %s", k->name, k->stream, k->trouble), words;
-    return "";
-}
-
-/* With its connection, a link's requests are gone; its messages are not: they are acknowledged by the next connection. */
-static void consumers_down(struct link *l) {
-    for (size_t i = 0; i < l->consumer_count; i++) consumer_forget(&l->consumers[i]);
-}
-
-/* Where a message is acknowledged, and what that subject says about it. */
-struct ack { struct span stream, consumer; uint64_t deliveries, sequence; };
-
-/* protocol: $JS.ACK.{stream}.{consumer}.{deliveries}.{sequence}.{…}.{time}.{pending}, and since 2.11 with a domain and the hash
- * of an account before the stream, and perhaps more at the end (NATS, ADR-15). */
-static bool read_ack(const char *subject, struct ack *a) {
-    struct span token[13];
-    size_t n = 0;
-    for (const char *at = subject; n < COUNT_OF(token); at++) {
-        token[n] = (struct span){at, strcspn(at, ".")};
-        at += token[n++].len;
-        if (!*at) break;
-    }
-    size_t first = n == 9 ? 2 : n == 11 || n == 12 ? 4 : 0;
-    if (first == 0 || strncmp(subject, "$JS.ACK.", 8) != 0) return false;
-    *a = (struct ack){token[first], token[first + 1], strtoull(token[first + 2].at, NULL, 10), strtoull(token[first + 3].at, NULL, 10)};
-    return true;
-}
-
-/* The consumer of this link that a message with this reply subject came from, or NULL. protocol: nats-server takes such a
- * reply subject from no client, so nobody can have a message acknowledged that the component never saw (client.go). */
-static struct consumer *consumer_of(struct link *l, const char *ack) {
-    struct ack a;
-    if (l->consumer_count == 0 || !ack || strlen(ack) >= INBOX_MAX || !is_subject(span_of(ack), false) || !read_ack(ack, &a)) return NULL;
-    for (struct consumer *k = l->consumers; k < l->consumers + l->consumer_count; k++)
-        if (span_is(a.stream, k->stream) && span_is(a.consumer, k->name)) return k;
-    return NULL;
-}
-
-/* Answers JetStream for a message. What does not get through makes it deliver the message again. */
-static void acknowledge(struct link *l, const char *ack, const char *word) {
-    enum posted p = post(&l->conn, span_of(ack), NOWHERE, NULL, word, strlen(word));
-    if (p != POSTED) say(&l->conn.topic, LEVEL_WARN, "JetStream was not told %.4s of a message, and may deliver it again: %s", word, posted_words[p]);
-}
-
-/* What asks JetStream to deliver a message again after a while. */
-enum { NAK_LEN = 64 };
-static const char *nak(uint64_t delay_ms, char word[NAK_LEN]) {
-    (void)snprintf(word, NAK_LEN, "-NAK {\"delay\":%" PRIu64 "}", delay_ms * 1000000);
-    return word;
-}
-
-/* A message that the component failed on: it comes back later each time, as often as the consumer's max_deliver allows. */
-static void refuse_message(const struct consumer *k, const char *ack) {
-    char word[NAK_LEN];
-    struct ack a = {.deliveries = 1};
-    (void)read_ack(ack, &a);
-    if (k->max_deliver && a.deliveries >= k->max_deliver)
-        say(&k->link->conn.topic, LEVEL_ERROR, "message %" PRIu64 " of stream %s failed in the last of %" PRIu64 " deliveries: consumer %s gives it up",
-            a.sequence, k->stream, k->max_deliver, k->name);
-    acknowledge(k->link, ack, nak(MIN((uint64_t)NAK_MIN_MS << MIN(MAX(a.deliveries, 1) - 1, 16), NAK_MAX_MS), word));
-}
-
-/* Tells JetStream that a message is still being worked on, three times in its ack_wait. */
-static void report_progress(struct call *c) {
-    if (c->progress_ms > 0 && c->link->conn.state == CONN_UP) acknowledge(c->link, c->reply, "+WPI");
-    c->progress_ms = now + MAX((c->consumer->ack_wait_ms ? c->consumer->ack_wait_ms : 30000) / 3, 10);
-}
-
-/*
- * ---- 10 calls to components ------------------------------------------------------------------------------------------
- *
- * Here a NATS message becomes a handle-message call:
- *
- *     message of a subscription ─▶ encode ─▶ invoke ─▶ handshake: the rest of the parameters ─▶ result ─▶ finish
- *                                     └──▶ backlog ──▲       whenever a call ends                          │
- *     message of a consumer ─────▶ encode ─▶ invoke ─▶ …                            acknowledge, or refuse ◀┘
- *                                     └──▶ kept ─────▲
- *
- * A component has at most max_in_flight messages of a link at a time. When it has that many, the loop stops reading the
- * link's connection, so that a short burst waits in the kernel and in the server; but only for PAUSE_MS, and not again for
- * PAUSE_EVERY_MS, since nats-server cuts a client that reads slowly. From then on what arrives waits in the backlog, and
- * what does not fit there is dropped, counted and logged. What a consumer delivered is kept until the component can have it
- * (nobody runs it, the lattice is away), and given back after KEPT_MS.
- *
- * In:  messages of links, answers on our lattice inbox. Out: calls on the lattice. Touches: slots, links' backlogs, counts.
- */
-
-/* Sends a call to the component, and leaves the slot in the state that awaits the result. `params` are those in c->held if
- * that is set. If it cannot be sent now, the slot is the caller's to deal with.
- * protocol: the first message, headers included, fits into max_payload; what is left follows the handshake, to Rs.params. */
-static enum posted invoke(struct call *c, const uint8_t *params, size_t len, struct trace trace) {
-    struct link *l = c->link;
-    char inbox[INBOX_MAX + TOKEN_LEN];
-    const struct header headers[] = {{"source-id", self.key}, {"target-id", l->component},
-                                     {"traceparent", trace.parent}, {"tracestate", trace.state}};
-    size_t max = lattice.io.max_payload, head = headers_size(headers);
-    size_t first = MIN(len, max > head ? max - head : 0), rest = len - first;
-    c->whole = c->held;
-    if (rest > 0 && !c->held && !(c->held = record_make(l, (struct trace){0}, params + first, rest, rest))) return POST_FULL;
-    c->sent = c->whole ? (uint32_t)first : 0;
-    c->began_us = now_us;
-    c->shaken = false;
-    result_start(&c->result);
-    enum posted p = post(&lattice, span_of(l->subject), call_inbox(c, &lattice, inbox), headers, params, first);
-    if (p != POSTED) return p;
-    if (rest == 0 && !c->consumer) record_free(l, c->held), c->held = NULL;
-    l->with_component++;
-    call_until(c, CALL_HANDLER, now + l->handler_timeout_ms);
-    return POSTED;
-}
-
-static void drop(struct link *l, unsigned count, const char *why) {
-    say(&l->conn.topic, LEVEL_WARN, "%u message%s dropped: %s", count, count == 1 ? "" : "s", why);
-    l->counts[DROPPED] += count;
-}
-
-/* Gives a consumer's message back, without the component having failed on it. */
-static void give_back(struct call *c, const char *why) {
-    char word[NAK_LEN];
-    say(&c->link->conn.topic, LEVEL_INFO, "a message of consumer %s was given back: %s", c->consumer->name, why);
-    acknowledge(c->link, c->reply, nak(NAK_MIN_MS, word)); /* nats-server 2.9 mistakes the message if it has to send it at once */
-    c->link->counts[RETURNED]++;
-    call_free(c);
-}
-
-/* Keeps a consumer's message for a better moment, behind those that are kept already. */
-static void keep(struct call *c) {
-    struct call **at = &c->link->kept;
-    if (!c->whole) return give_back(c, "there was no memory to keep it");
-    if (!c->kept_until_ms) c->kept_until_ms = now + KEPT_MS;
-    c->link->with_component -= c->kind == CALL_HANDLER;
-    while (*at) at = &(*at)->next;
-    *at = c;
-    c->next = NULL;
-    call_until(c, CALL_KEPT, c->kept_until_ms);
-}
-
-/* Starts what is kept and what waits, as far as the component may have it. */
-static void work_off(struct link *l) {
-    while (l->kept && may_call(l) && now >= l->absent_until_ms) {
-        struct call *c = l->kept;
-        call_unkeep(c);
-        c->token[0] = 0; /* it may have been tried before: what answers that is too late */
-        if (invoke(c, record_params(c->held), c->held->len, record_trace(c->held)) != POSTED) return keep(c);
-    }
-    while (l->waiting > 0 && may_call(l)) {
-        struct record *r = l->backlog, *next = r->next;
-        struct call *c = call_take(l);
-        if (!c) return;
-        c->held = r;
-        if (invoke(c, record_params(r), r->len, record_trace(r)) != POSTED) {
-            c->held = NULL;
-            return call_free(c);
+/* A subscription is refused, or was ended by a change of permissions. It is tried again, less and less
+ * often: whoever mends the permissions in a running server is not to have to think of us. */
+static bool subscription_refused(struct conn *c, const struct refusal *r) {
+    bool any = false;
+    for (size_t i = 0; i < COUNT_OF(net.subs); i++) {
+        if (!is_sub(i, c, r->subject)) continue;
+        bool same_item = net.subs[i].item <= ITEM_SHUTDOWN || net.subs[i].item == item_hash(span_of(r->item));
+        if (r->sid ? r->sid != natsSubscription_GetID(net.subs[i].sub) : !same_item) continue;
+        any = true;
+        bool answered = net.subs[i].answer == SUB_ASKED && !r->sid && net.subs[i].probe == c->io.probes;
+        net.subs[i].answer = SUB_REFUSED;
+        if (c->io.ask_ms == 0) c->io.ask_ms = retry_at(c->io.asks++);
+        char kind = inbox_kind(c, r->subject);
+        if (kind == 'p' && c->link && c == c->link->conn) consumers_restart(c->link);
+        if (kind != 'c') continue;
+        /* conn_probe() asks for it directly before the probe: all that was written before has been read */
+        if (answered && c->io.probe == PROBE_SENT) c->io.probe = PROBE_BACK;
+        EACH_CALL(call) {
+            if (call->state == CALL_ASKED && call->conn == c)
+                call_end_error(call, posted_text[POST_NO_REPLY]);
         }
-        l->backlog = next;
-        l->waiting--;
+    }
+    return any;
+}
+
+/* What the server refuses, with as many names as fit, or "". `news`: only what the log does not have yet. */
+static const char *refusals_list(const struct conn *c, bool news, char text[400]) {
+    struct names n = {.text = text, .size = 400};
+    const struct refusals *p = &c->io.publishes;
+    const char *hint = "";
+    text[0] = 0;
+    if (!c->io.refused) return text;
+    if (inbox_is_refused(c, 'c') || inbox_is_refused(c, 'p'))
+        hint = c->is_lattice
+                   ? " (no answer can come: its user needs _INBOX.>)"
+                   : " (no reply can come: set custom_inbox_prefix to what this user may subscribe to)";
+    names_begin(&n, "Permissions Violation%s: ", hint);
+    for (size_t i = 0; i < COUNT_OF(net.subs); i++) {
+        if (net.subs[i].conn != c || net.subs[i].answer == SUB_STANDS || (news && net.subs[i].told)) continue;
+        names_add(&n, "subscription to ", sub_subject(i));
+    }
+    for (const struct refused *f = p->of; f < p->of + REFUSALS_MAX; f++)
+        if (f->state != REFUSED_NONE && !(news && f->told)) names_add(&n, "publish to ", f->subject);
+    names_end(&n, news && p->others_told ? 0 : p->others);
+    return text;
+}
+
+static const char *refusals_error(const struct conn *c, char text[400]) {
+    return refusals_list(c, false, text);
+}
+
+/* Writes to the log what was refused since, once for each subject. */
+static void refusals_tell(struct conn *c) {
+    char text[400];
+    if (*refusals_list(c, true, text)) say(c->topic, LEVEL_ERROR, "%s", text);
+    refusals_told(&c->io.publishes);
+    c->io.news = false;
+    for (size_t i = 0; i < COUNT_OF(net.subs); i++)
+        if (net.subs[i].conn == c && net.subs[i].answer == SUB_REFUSED) net.subs[i].told = true;
+}
+
+/* What was tried again before the last probe, and not refused before that was back, works. */
+static void refusals_end(struct conn *c) {
+    refusals_proved(&c->io.publishes);
+    for (size_t i = 0; i < COUNT_OF(net.subs); i++) {
+        if (net.subs[i].conn != c || net.subs[i].answer != SUB_ASKED) continue;
+        net.subs[i].answer = SUB_STANDS;
+        net.subs[i].told = false;
+        loop.again = true; /* a consumer may have waited for its inbox */
+        say(c->topic, LEVEL_INFO, "the server lets it subscribe to %s now", sub_subject(i));
     }
 }
 
-static void wait_in_backlog(struct link *l, const uint8_t *params, size_t len, struct trace trace) {
-    bool room = records_held + len < HELD_MAX - 2 * PARAMS_MAX; /* the rest is for parameters of calls */
-    struct record *r = room ? record_make(l, trace, params, len, len) : NULL;
-    if (!r) return drop(l, 1, "the component is too slow, and its backlog is full");
-    if (l->waiting++ > 0) l->backlog_last->next = r;
-    else l->backlog = r;
-    l->backlog_last = r;
-}
-
-static void drop_backlog(struct link *l, const char *why) {
-    if (l->waiting > 0) drop(l, l->waiting, why);
-    for (struct record *r; l->waiting > 0; l->waiting--, l->backlog = r) {
-        r = l->backlog->next;
-        record_free(l, l->backlog);
+/* What is due about refusals, on each turn of the loop. */
+static void refusals_due(struct conn *c) {
+    bool asked = false, refused = false;
+    if (!c->io.refused || c->state != CONN_UP || stop.state != RUNNING) return;
+    if (c->io.news) refusals_tell(c);
+    if (is_flushed(c)) refusals_end(c);
+    if (c->io.ask_ms && is_due(c->io.ask_ms)) {
+        c->io.ask_ms = 0;
+        if (c->is_lattice) lattice_subscribe(c);
+        else if (c->link && c == c->link->conn) link_subscribe(c->link, c, c->link->settings);
+        conn_probe(c); /* and to the inbox */
     }
-}
-
-/* Whether the loop should read a link's connection now. A pause begins with an overload, and no other before that is over.
- * What only consumers bring is never too much. */
-static bool may_read(struct link *l) {
-    bool overloaded = l->subscribed && (l->with_component >= l->max_in_flight || l->waiting > 0);
-    if (overloaded && !l->overloaded && now >= l->next_pause_ms) {
-        l->pause_until_ms = now + PAUSE_MS;
-        l->next_pause_ms = now + PAUSE_EVERY_MS;
+    for (size_t i = 0; i < COUNT_OF(net.subs); i++) {
+        if (net.subs[i].conn != c) continue;
+        asked |= net.subs[i].answer == SUB_ASKED;
+        refused |= net.subs[i].answer != SUB_STANDS;
     }
-    l->overloaded = overloaded;
-    return !overloaded || now >= l->pause_until_ms;
-}
-
-/* Why a component cannot be given a message at all, or NULL. */
-static const char *unfit(const struct message *m) {
-    if (m->body.len > MESSAGE_MAX || message_room(m) > sizeof(scratch)) return "it is larger than MESSAGE_MAX";
-    return is_utf8(m->subject) && is_utf8(m->reply_to) ? NULL : "its subject is not UTF-8, which a component cannot be given";
-}
-
-/* A message of one of the link's subscriptions. */
-static void on_subscribed(struct link *l, natsMsg *msg) {
-    struct message m = message_of(msg);
-    const char *wrong = unfit(&m);
-    struct trace trace = trace_of(msg);
-    l->counts[RECEIVED]++;
-    if (wrong) return drop(l, 1, wrong);
-    size_t len = write_message(scratch, &m);
-    struct call *c = l->waiting == 0 && may_call(l) ? call_take(l) : NULL;
-    if (c && invoke(c, scratch, len, trace) == POSTED) return;
-    if (c) call_free(c);
-    wait_in_backlog(l, scratch, len, trace);
-}
-
-/* A slot for a message that a consumer delivered, or NULL: it has been given back. */
-static struct call *accept_message(struct consumer *k, const char *ack, const char *wrong) {
-    struct link *l = k->link;
-    struct call *c = wrong ? NULL : call_take(l);
-    l->counts[RECEIVED]++;
-    l->counts[RETURNED] += !c;
-    k->wanted -= k->wanted > 0;
-    k->brought = true;
-    k->due_ms = now + 2 * PULL_HEARTBEAT_MS;
-    if (!c) {
-        say(&l->conn.topic, LEVEL_ERROR, "a message of consumer %s was given back: %s", k->name, wrong ? wrong : "too many calls in flight");
-        return refuse_message(k, ack), NULL;
+    if (!refused) {
+        c->io.asks = 0;
+        c->io.ask_ms = 0;
     }
-    c->reply_len = text_of(span_of(ack), c->reply, sizeof(c->reply)).len;
-    c->consumer = k;
-    k->open++;
-    report_progress(c);
-    return c;
+    bool tried = (c->io.probe != PROBE_SENT || is_flushed(c)) && refusals_probe(&c->io.publishes);
+    if (tried || (asked && c->io.probe == PROBE_NONE)) conn_probe(c);
+    c->io.refused = refusals_step(&c->io.publishes, now_ms) || refused;
 }
 
-/* A message that a consumer delivered. Its reply subject is where it is acknowledged, and none that a component may have.
- * protocol: wasmCloud's built-in provider gives none either. */
-static void on_pulled(struct consumer *k, natsMsg *msg) {
-    struct link *l = k->link;
-    struct message m = message_of(msg);
-    struct call *c = accept_message(k, natsMsg_GetReply(msg), unfit(&m));
-    if (!c) return;
-    struct trace trace = trace_of(msg);
-    m.has_reply = false;
-    size_t len = write_message(scratch, &m);
-    c->held = record_make(l, trace, scratch, len, len);
-    c->whole = c->held;
-    if (l->leaving || self.stopping) give_back(c, "the link takes no more work");
-    else if (l->kept || !may_call(l) || invoke(c, scratch, len, trace) != POSTED) keep(c);
-}
-
-/* What comes to our inbox on a link: replies to requests. */
-static void on_link_inbox(const struct link *l, natsMsg *msg) {
-    const char *suffix;
-    struct call *c = call_of_subject(&l->conn, natsMsg_GetSubject(msg), &suffix);
-    if (c && c->kind == CALL_REQUEST && c->link == l && !*suffix) on_reply(c, msg);
-}
-
-/* Not while a link ends: what comes then was on its way when the subscription did. */
-static bool takes_messages(const struct link *l) { return l->is_handler && (!l->leaving || l->replaced); }
-
-/* Everything that arrives on a link's connection. */
-static void on_link_message(struct conn *conn, natsMsg *msg) {
-    struct link *l = (struct link *)(void *)conn;
-    const char *subject = natsMsg_GetSubject(msg);
-    char kind = inbox_kind(conn, subject);
-    if (kind == 'c') return on_link_inbox(l, msg);
-    if (kind == 'p') return on_consumer(l, subject + conn->inbox_len, msg);
-    struct consumer *k = consumer_of(l, natsMsg_GetReply(msg));
-    if (k) on_pulled(k, msg);
-    else if (takes_messages(l)) on_subscribed(l, msg);
-}
-
-static void end_message(struct call *c, enum count outcome) {
-    const char *error = outcome == HANDLED ? NULL : outcome == ERROR ? c->result.words : count_names[outcome];
-    tally(c->link, HANDLE_MESSAGE, outcome, c->began_us, error);
-    call_free(c);
-}
-
-/* Tells JetStream the outcome of a message. While the link is away the slot waits for it to come back: what is not
- * acknowledged is delivered again. */
-static void tell(struct call *c, enum count outcome) {
-    struct link *l = c->link;
-    if (l->conn.state != CONN_UP || l->conn.io.broken) {
-        l->with_component -= c->kind == CALL_HANDLER;
-        c->outcome = outcome;
-        return call_until(c, CALL_UNTOLD, now + KEPT_MS);
+/* Ends subscriptions: all, or all but those to the inbox of calls and to shutdown, which means no new work
+ * while answers still come. What was on its way comes all the same: the guard gives it to on_arrived(). */
+static void conn_unsubscribe(struct conn *c, bool all) {
+    for (size_t i = 0; i < COUNT_OF(net.subs); i++) {
+        if (net.subs[i].conn != c) continue;
+        const char *subject = sub_subject(i);
+        if (!all && (!*subject || inbox_kind(c, subject) == 'c' || net.subs[i].item == ITEM_SHUTDOWN))
+            continue;
+        natsSubscription_Destroy(net.subs[i].sub);
+        net.subs[i].conn = NULL;
     }
-    if (outcome == HANDLED) acknowledge(l, c->reply, "+ACK");
-    else refuse_message(c->consumer, c->reply);
-    end_message(c, outcome);
+    if (!all && c->link && c->link->conn == c) consumers_withdraw(c->link);
 }
 
-/* A link is back. */
-static void tell_all(const struct link *l) {
-    for (struct call *c = calls.slots; c < calls.slots + calls.fresh; c++)
-        if (c->kind == CALL_UNTOLD && c->link == l) tell(c, c->outcome);
+/* An inbox that nobody else has. Returns its length. Inboxes are short, because nats.c, each server on the
+ * way and the host look at every byte of them in every message. */
+static size_t inbox_make(char out[INBOX_MAX], const char *prefix) {
+    char secret[SECRET_LEN];
+    nkey_random(secret, SECRET_LEN);
+    return (size_t)snprintf(out, INBOX_MAX, "%s.%.*s.c.", prefix, SECRET_LEN, secret);
 }
 
-/* The outcome of a call to a component: counted, and told to JetStream. `format`, `words`: what to log of it, if anything. */
-static void finish(struct call *c, enum count outcome, const char *format, const char *words) {
-    struct link *l = c->link;
-    if (format) say(&l->conn.topic, LEVEL_WARN, format, words);
-    if (c->consumer) tell(c, outcome);
-    else end_message(c, outcome);
-    work_off(l);
+/* The kind of inbox of ours that a subject is in: 'c' for calls, 'p' for JetStream; or 0. */
+static char inbox_kind(const struct conn *c, const char *subject) {
+    if (strncmp(subject, c->inbox, c->inbox_len - 2) != 0) return 0;
+    char kind = subject[c->inbox_len - 2];
+    return kind && subject[c->inbox_len - 1] == '.' ? kind : 0;
 }
 
-/* Nobody runs the component. A consumer's message is kept until somebody does: its deliveries may be numbered. */
-static void on_nobody(struct call *c) {
-    struct link *l = c->link;
-    if (!c->consumer) return finish(c, DROPPED, "1 message dropped: %s", "nobody runs the component");
-    if (now >= l->absent_until_ms) {
-        say(&l->conn.topic, LEVEL_WARN, "nobody runs the component: what its consumers deliver is kept, and tried again");
-        l->absent_until_ms = now + MIN((uint64_t)ABSENT_MIN_MS << MIN(l->absences, 10), ABSENT_MAX_MS);
-        l->absences++;
-    }
-    keep(c);
+/* ---- what is due */
+
+static bool conn_is_asked(const struct conn *c) { return c->io.asked_ms > c->io.heard_ms; }
+
+static void conn_ask(struct conn *c) {
+    conn_probe(c);
+    conn_write(c); /* and not a turn later */
+    c->io.asked_ms = now_ms;
 }
 
-/* The component's host awaits the rest of the parameters. A host of 1.9 serves nobody else for this component until it has
- * them: they go out at once, and the empty message that ends them goes out even to a handshake that comes too late. */
-static void on_handshake(struct call *c, natsMsg *msg) {
-    struct span rest = span_of(natsMsg_GetReply(msg));
-    if (is_no_responders(msg)) {
-        if (c) on_nobody(c);
+/* When a connection from which nothing comes is to be given up. */
+static uint64_t conn_ends_ms(const struct conn *c) {
+    return MAX(c->io.asked_ms, c->io.heard_ms + c->ping_ms) + c->ping_ms;
+}
+
+/* After ping_ms of silence asks for a sign of life; after as much again gives the connection up. Any byte
+ * counts, so a connection that is busy is never asked. Not before it was asked: the silence may have been
+ * ours. And while the question is behind others' bytes, each of them that the peer takes is a sign, too. Who
+ * would be asked soon is asked with the others: so all of them wake the process once. */
+static void conn_check_life(struct conn *c) {
+    if (!conn_is_asked(c)) {
+        if (!is_due(c->io.heard_ms + c->ping_ms)) return;
+        EACH_CONN(other) {
+            bool soon = other->state == CONN_UP && now_ms - other->io.heard_ms >= other->ping_ms / 2;
+            if (other == c || (soon && !conn_is_asked(other))) conn_ask(other);
+        }
         return;
     }
-    if (!is_inbox(rest)) return;
-    struct record *held = c ? c->held : NULL; /* and it is kept: hosts of 1.0 may shake hands more than once */
-    size_t sent = c ? c->sent : 0;
-    send_pieces(rest, SPAN(".params"), held ? record_params(held) + sent : NULL, held ? held->len - sent : 0);
-    if (!c) return;
-    c->shaken = true;
-    c->link->absences = 0;
+    bool on_its_way = c->io.probe == PROBE_NONE || c->io.acked < c->io.probed, takes = conn_takes(c);
+    if (c->io.probe == PROBE_NONE) conn_probe(c); /* there was no room for it */
+    if (on_its_way && takes) c->io.asked_ms = now_ms;
+    else if (now_ms >= conn_ends_ms(c))
+        c->io.error = "silent for two ping intervals, though it was asked for a sign of life";
 }
 
-/* Part of the result, or the empty message behind it. */
-static void on_result(struct call *c, natsMsg *msg) {
-    const uint8_t *bytes = (const uint8_t *)natsMsg_GetData(msg);
-    int len = natsMsg_GetDataLength(msg);
-    if (!c->shaken) return; /* forged: a host shakes hands first */
-    if (len == 0) return finish(c, TRAP, "the component trapped on a message%s", "");
-    enum decoded d = read_result(&c->result, bytes, (size_t)len);
-    if (d == MALFORMED) return finish(c, TRAP, "the result of handle-message does not decode%s", "");
-    if (d == NEEDS_MORE) return;
-    if (c->result.is_error) finish(c, ERROR, "the component answered a message with an error: %s", c->result.words);
-    else finish(c, HANDLED, NULL, NULL);
+/* Leaves a server that has said that it will close: make before break, after a pause that differs from
+ * gateway to gateway, and again after another if no other server took it. */
+static void conn_leave_server(struct conn *c) {
+    bool moves = false;
+    if (!c->named.lame_duck) return;
+    if (!c->io.move_ms) {
+        c->io.move_ms = now_ms + MOVE_MIN_MS + randombytes_uniform(MOVE_MAX_MS - MOVE_MIN_MS);
+        say(c->topic, LEVEL_INFO, "%s will close (lame duck mode): it goes to another server before",
+            c->outcome);
+    }
+    if (!is_due(c->io.move_ms)) return;
+    if (c == lattice) moves = lattice_change();
+    else if (c->link && c->link->conn == c) moves = link_move(c->link);
+    c->io.move_ms = now_ms + (moves ? MOVE_AGAIN_MS : RETRY_MIN_MS);
 }
 
-/* A failed call, from a host of 1.0: a string says why. */
-static void on_error(struct call *c, natsMsg *msg) {
-    result_start(&c->result);
-    c->result.at = AT_LENGTH;
-    (void)read_result(&c->result, (const uint8_t *)natsMsg_GetData(msg), (size_t)natsMsg_GetDataLength(msg));
-    finish(c, TRAP, "the component trapped on a message: %s", c->result.words);
+static void conn_step_up(struct conn *c) {
+    conn_check_life(c);
+    refusals_due(c);
+    if (!conn_is_well(c)) conn_lost(c);
 }
 
-static void on_outcome(struct call *c, const char *suffix, natsMsg *msg) {
-    if (strcmp(suffix, ".results") == 0) on_result(c, msg);
-    else if (strcmp(suffix, ".error") == 0) on_error(c, msg);
-}
-
-/* What comes to our inbox on the lattice. */
-static void on_lattice_inbox(natsMsg *msg) {
-    const char *suffix;
-    struct call *c = call_of_subject(&lattice, natsMsg_GetSubject(msg), &suffix);
-    bool to_component = c && c->kind == CALL_HANDLER;
-    if (!*suffix) on_handshake(to_component ? c : NULL, msg);
-    else if (to_component) on_outcome(c, suffix, msg);
-    else if (c && c->kind == CALL_PARAMS && strcmp(suffix, ".params") == 0) on_params(c, msg);
-}
-
-/* Ends a call to a component whose result nobody will hear. */
-static void abandon(struct call *c, const char *why) {
-    struct link *l = c->link;
-    if (c->kind == CALL_UNTOLD) return end_message(c, c->outcome);
-    if (c->consumer) return give_back(c, why);
-    call_free(c);
-    drop(l, 1, why);
-}
-
-/* The same for all of a link, or of all links. `kept`: only those that the component does not have. */
-static void abandon_calls(const struct link *of, const char *why, bool kept) {
-    for (struct call *c = calls.slots; c < calls.slots + calls.fresh; c++) {
-        if (of && c->link != of) continue;
-        if (c->kind == CALL_KEPT || (!kept && (c->kind == CALL_HANDLER || c->kind == CALL_UNTOLD))) abandon(c, why);
+static void conn_step_draining(struct conn *c) {
+    bool needed = c->users > 0 || (c->link && c->link->conn == c && c->link->outbox.first) ||
+                  (c->is_lattice && has_calls(c));
+    conn_step_up(c);
+    if (c->state != CONN_DRAINING) return;
+    bool flushed = is_flushed(c), all = c->io.probed == c->io.given;
+    bool busy = needed || conn_takes(c) || now_ms - c->io.acked_ms < STOP_DRAIN_MS ||
+                (!flushed && stop.state == RUNNING && now_ms - c->io.heard_ms < STOP_DRAIN_MS &&
+                 now_ms < c->due_ms + LEAVE_MS); /* not for ever, if its server never answers the probe */
+    bool taken_over = c->is_lattice ? c != lattice : c->link && c->link->conn != c;
+    bool done = flushed && all && !needed;
+    /* what the server was giving to a subscription as that ended may come behind the probe */
+    uint64_t late_ms = taken_over && stop.state == RUNNING ? LATE_MS : 0;
+    if (flushed && c->link && c->link->conn != c && !link_drains(c->link)) c->link->after_ms = 0;
+    if (!done) c->io.busy_ms = now_ms;
+    if ((done && now_ms - c->io.busy_ms >= late_ms) || (now_ms >= c->due_ms && (!busy || net.wanted))) {
+        net.wanted = false;
+        conn_close(c);
+        if (c->link) link_lost(c, "closed");
+        if (c->is_lattice) answers_resume(c);
+        conn_free(c);
+    } else if (c->io.probe == PROBE_NONE || (flushed && !all && !needed)) {
+        conn_probe(c); /* again: more was written since */
     }
 }
 
-/* A call whose time is over. */
-static void expire_call(struct call *c) {
-    char words[32];
-    if (c->kind == CALL_HANDLER) {
-        (void)snprintf(words, sizeof(words), "%" PRIu64, c->link->handler_timeout_ms);
-        finish(c, TIMEOUT, "timed out: the component did not answer a message within %s ms", words);
-    } else if (c->kind == CALL_KEPT || c->kind == CALL_UNTOLD) {
-        abandon(c, "the component could not have it for too long");
-    } else if (c->kind == CALL_REQUEST) {
-        end_with_error(c, "", "nats request timed out: deadline has elapsed");
-    } else if (c->kind == CALL_PARAMS) {
-        fail(c, "its parameters did not come in time");
+/* The connection that another was to take over from with the same settings, which goes on by itself; or
+ * NULL. */
+static struct conn *conn_before(const struct conn *c) {
+    if (c == lattice_next) return lattice;
+    return c->link && c->link->next == c && c->link->settings == c->settings ? c->link->conn : NULL;
+}
+
+static void conn_step_connecting(struct conn *c) {
+    int report = atomic_load(&c->report);
+    if (report == REPORT_NONE) return;
+    struct conn *before = conn_before(c);
+    if (atomic_load(&c->unwanted)) {
+        if (report == REPORT_UP) {
+            memset(&c->io, 0, sizeof(c->io));
+            net.up++;
+            conn_close(c);
+        }
+        conn_free(c);
+    } else if (report == REPORT_UP) {
+        conn_came_up(c);
+    } else if (before) {
+        if (before->state == CONN_UP)
+            say(c->topic, before->io.stays ? LEVEL_DEBUG : LEVEL_WARN,
+                "no connection but that to %s comes up, and it stays there: %s", before->outcome, c->outcome);
+        before->io.stays = true;
+        conn_free(c);
     } else {
-        give_up(c, "the server took no bytes in time");
+        memcpy(c->error, c->outcome, sizeof(c->error));
+        conn_wait(c);
+        say(c->topic, c->failures > 6 ? LEVEL_DEBUG : LEVEL_WARN,
+            "cannot connect to %s; next try in %" PRIu64 " ms", c->error, c->due_ms - now_ms);
     }
 }
 
-/* Ends the calls whose time is over. Runs over the slots only when something may be due. */
-static void expire_calls(void) {
-    if (now < calls.next_due_ms) return;
-    calls.next_due_ms = UINT64_MAX;
-    for (struct call *c = calls.slots; c < calls.slots + calls.fresh; c++) {
-        if (c->kind == CALL_FREE) continue;
-        if (c->consumer && now >= c->progress_ms) report_progress(c);
-        if (now < c->deadline_ms) call_due(c);
-        else expire_call(c);
+/* Warns once a day of a JWT that ends soon: the server would close the connection then. */
+static void conn_check_jwt(struct conn *c) {
+    char soon[120];
+    if (!is_due(c->jwt_ms)) return;
+    c->jwt_ms = now_ms + DAY_MS;
+    if (jwt_ends_soon(text_at(c->settings, "client_jwt"), time(NULL), soon))
+        say(c->topic, LEVEL_WARN, "%s", soon);
+}
+
+/* One step of the state machine; called on every turn of the loop. */
+static void conn_step(struct conn *c) {
+    if (c->state != CONN_FREE) conn_check_jwt(c);
+    switch (c->state) {
+    case CONN_FREE:
+        return;
+    case CONN_WAITING:
+        if (is_due(c->due_ms)) conn_connect(c);
+        return;
+    case CONN_CONNECTING:
+        conn_step_connecting(c);
+        return;
+    case CONN_UP:
+        conn_leave_server(c);
+        conn_step_up(c);
+        return;
+    case CONN_DRAINING:
+        conn_step_draining(c);
+        return;
     }
+}
+
+/* When conn_step() has something to do by itself: to try again, to ask for a sign of life, to give up. What a
+ * peer takes, nobody announces: while that counts, it is looked at. */
+static uint64_t conn_next_ms(const struct conn *c) {
+    uint64_t due_ms = c->jwt_ms;
+    if (c->state == CONN_WAITING) return MIN(due_ms, c->due_ms);
+    if (!conn_is_open(c)) return due_ms;
+    if (!conn_is_well(c)) return now_ms;
+    due_ms = MIN(due_ms, conn_is_asked(c) ? MIN(conn_ends_ms(c), now_ms + c->ping_ms / 16)
+                                          : c->io.heard_ms + c->ping_ms);
+    if (c->state == CONN_DRAINING) {
+        /* its users end by themselves; what its server's kernel has, is asked for */
+        uint64_t probe_ms = c->io.probe == PROBE_BACK ? 0 : c->io.probe_ms + PROBE_PATIENCE_MS;
+        uint64_t look_ms = MIN(due_ms, MAX(probe_ms, now_ms + LATE_MS));
+        return now_ms < c->due_ms ? MIN(c->due_ms, look_ms) : look_ms;
+    }
+    bool takes_over = c == lattice_next || (c->link && c->link->next == c);
+    if (takes_over) due_ms = MIN(due_ms, now_ms + LATE_MS);
+    if (c->named.lame_duck) due_ms = MIN(due_ms, c->io.move_ms);
+    if (c->io.refused && stop.state == RUNNING) {
+        due_ms = MIN(due_ms, refusals_next_ms(&c->io.publishes));
+        if (c->io.ask_ms) due_ms = MIN(due_ms, c->io.ask_ms);
+        if (c->io.probe != PROBE_BACK) due_ms = MIN(due_ms, now_ms + TICK_MS);
+    }
+    return due_ms;
 }
 
 /*
- * ---- 11 control ------------------------------------------------------------------------------------------------------
+ * ---- 11 control -------------------------------------------------------------------------------------------
  *
- * What the host says: host data once, on standard input; then link put and delete, config update, health and shutdown, as
- * JSON on the lattice. protocol: wasmCloud, crates/core, host.rs and rpc.rs; crates/provider-sdk, provider.rs. And what anybody
- * on the lattice may ask: NATS's service protocol.
+ * What is asked about the whole of it: health and shutdown, by the host; NATS's service protocol, by
+ * anybody on the lattice; the command line. And the host data, with which it begins.
  *
- * In:  messages on the control subjects. Out: links that start and leave, answers. Touches: links, self, stop, service.
+ * Interface: on_health, on_shutdown, on_service, service_… (the lattice), stop_… (the loop), host_data_…,
+ * lattice_settings, arguments_answer (main).
  */
-enum stop_state { RUNNING, ENDING_CALLS, FLUSHING_LINKS, FLUSHING_LATTICE };
 
-static struct {
-    enum stop_state state;
-    uint64_t deadline_ms;
-    char reply[INBOX_MAX];  /* where the host waits for the answer to its order, or "" */
-} stop;
-
-/* A link's connection is gone: what waited for it will not come. */
-static void on_link_down(struct conn *conn, const char *why) {
-    struct link *l = (struct link *)(void *)conn;
-    char words[256];
-    (void)snprintf(words, sizeof(words), "connection lost: %s", why);
-    end_calls(l, words, false);
-    consumers_down(l);
+/* Answers a question. No answer to that is awaited, but by this reply subject is_overheard() knows it. */
+static void send_reply(struct span asker, const void *data, size_t len) {
+    (void)send_to(asker, SPAN(""), span_of(self.nobody), data, len);
 }
 
-static void link_subscribe(struct conn *conn, struct span subject, struct span queue) {
-    char s[SUBJECT_MAX + 1], q[SUBJECT_MAX + 1];
-    (void)text_of(subject, s, sizeof(s));
-    (void)text_of(queue, q, sizeof(q));
-    if (conn_subscribe(conn, s, *q ? q : NULL)) say(&conn->topic, LEVEL_DEBUG, "subscribed to %s%s%s", s, *q ? " in queue group " : "", q);
-}
-
-static void on_link_up(struct conn *conn) {
-    struct span item, subject, queue;
-    const char *list = get(conn->settings, "subscriptions");
-    tell_all((struct link *)(void *)conn);
-    if (((struct link *)(void *)conn)->leaving || self.stopping) return;
-    for (size_t n = 0; list && list_item(list, n, &item); n++)
-        if (split_subscription(item, &subject, &queue)) link_subscribe(conn, subject, queue);
-}
-
-/* The link's slot is given back when its calls have ended: see link_step(). */
-static void link_leave(struct link *l, bool replaced) {
-    l->leaving = true;
-    l->replaced = replaced;
-    l->leave_by_ms = now + LEAVE_MS;
-    if (l->conn.state == CONN_UP) conn_unsubscribe(&l->conn, false);
-    if (replaced) return;
-    drop_backlog(l, "the link was deleted");
-    abandon_calls(l, "the link was deleted", true);
-}
-
-/* Calls, messages, or bytes that must still go out: what JetStream is told of the last messages, say. */
-static bool link_is_busy(const struct link *l) {
-    return l->calls > 0 || l->waiting > 0 || (l->conn.state == CONN_UP && !l->conn.io.broken && conn_waiting(&l->conn) > 0);
-}
-
-/* Gives a leaving link's slot back. */
-static void link_release(struct link *l) {
-    end_calls(l, "the link was deleted", true);
-    abandon_calls(l, "the link was deleted", false);
-    drop_backlog(l, "the link is gone");
-    link_report(l, false);
-    topic_tick(&l->conn.topic, UINT64_MAX);
-    if (l->conn.state == CONN_UP) conn_close(&l->conn);
-    json_decref(l->conn.settings);
-    json_decref(l->definition);
-    json_decref(l->consumers_json);
-    l->used = false;
-}
-
-/* A slot for one more link, or NULL. Leaving links that have nothing left to do make room. */
-static struct link *free_slot(void) {
-    size_t staying = 0;
-    struct link *slot = links_fresh < LINK_SLOTS ? &links[links_fresh] : NULL;
-    for (struct link *l = links + links_fresh; l-- > links;) {
-        if (l->used && l->leaving && l->conn.state != CONN_CONNECTING && !link_is_busy(l)) link_release(l);
-        if (!l->used) slot = l;
-        else staying += !l->leaving;
-    }
-    return staying < LINKS_MAX ? slot : NULL;
-}
-
-/* Puts a link into the table and starts to connect. Takes `definition` over. */
-static void link_add(json_t *definition, bool is_handler) {
-    char label[300];
-    struct link *l = free_slot();
-    if (!l) {
-        (void)snprintf(self.refused, sizeof(self.refused), "link %s: no place, LINKS_MAX is %d; delete one and put it again",
-                       link_label(json_object_get(definition, "id"), label), LINKS_MAX);
-        say(&self.topic, LEVEL_ERROR, "%s", self.refused);
-        return json_decref(definition);
-    }
-    link_fill(l, definition, merge_settings(definition, is_handler), is_handler);
-    l->conn.on_up = on_link_up;
-    l->conn.on_message = on_link_message;
-    l->conn.on_down = on_link_down;
-    if (strstr(self.refused, l->conn.topic.name)) self.refused[0] = 0;
-    if (*l->wrong) say(&l->conn.topic, LEVEL_ERROR, "not started: %s", l->wrong);
-    else conn_start(&l->conn);
-}
-
-/* Starts a link anew, if its settings are not what they were: in another slot, while calls of this one end. Takes
- * `definition` over. If no slot is free, the link goes on as it was until one is. */
-static void link_renew(struct link *l, json_t *definition) {
-    json_t *settings = merge_settings(definition, l->is_handler);
-    bool same = json_equal(settings, l->conn.settings) && !*l->wrong && !*get(definition, "wrong"), is_handler = l->is_handler;
-    json_decref(settings);
-    l->leaving = l->replaced = !same; /* so that it does not count, and may even make room itself */
-    if (!same && free_slot()) {
-        say(&l->conn.topic, LEVEL_INFO, "its settings changed: it starts anew");
-        if (l->used) link_leave(l, true);
-        link_add(definition, is_handler);
-        return;
-    }
-    l->leaving = l->replaced = false;
-    l->stale = !same;
-    json_decref(l->definition);
-    l->definition = definition;
-}
-
-static void link_put(const json_t *json) {
-    bool is_handler = false;
-    const char *why = NULL;
-    char label[300];
-    json_t *definition = read_definition(json, &is_handler, &why);
-    struct link *l = definition ? link_with_id(definition) : NULL;
-    if (!definition) say(&self.topic, LEVEL_ERROR, "the link %s was ignored: %s", link_label(json, label), why);
-    else if (l) link_renew(l, definition);
-    else link_add(definition, is_handler);
-}
-
-/* Deletes the links that agree with what the order says. Hosts of 1.0 leave most of the fields out. */
-static void link_delete(const json_t *json) {
-    EACH_LINK(l) {
-        bool match = !l->leaving && get(json, "source_id");
-        for (size_t i = 0; match && i < COUNT_OF(link_ids); i++) {
-            const char *wanted = get(json, link_ids[i]);
-            match = !wanted || strcmp(wanted, link_id(l->definition, link_ids[i])) == 0;
-        }
-        if (!match) continue;
-        say(&l->conn.topic, LEVEL_INFO, "deleted");
-        self.refused[0] = 0;
-        link_leave(l, false);
-    }
-}
-
-/* New defaults: links for which they make a difference start anew. */
-static void config_update(json_t *config) {
-    json_decref(self.config);
-    self.config = json_incref(config);
-    EACH_LINK(l) if (!l->leaving) link_renew(l, json_incref(l->definition));
-}
-
-static void link_step(struct link *l) {
-    conn_step(&l->conn);
-    if (l->stale && !l->leaving) {
-        l->stale = false;
-        link_renew(l, json_incref(l->definition));
-    } else if (l->leaving && l->conn.state != CONN_CONNECTING && (!link_is_busy(l) || now >= l->leave_by_ms)) {
-        link_release(l);
-    }
-}
-
-/* Why a link does not do all that it should, in words; or "". */
-static const char *link_trouble(const struct link *l, char words[400]) {
-    struct span first = {0};
-    if (*l->wrong) return l->wrong;
-    if (l->conn.state == CONN_UP) return l->conn.io.broken ? l->conn.io.broken : consumers_trouble(l, words);
-    if (*l->conn.trouble) return l->conn.trouble;
-    if (list_item(get(l->conn.settings, "cluster_uris"), 0, &first)) first = url_address(first);
-    (void)snprintf(words, 400, "connecting to %.*s", (int)first.len, first.at);
-    return words;
-}
-
-/* {"healthy":true}, or false and why, link by link. */
+/* {"healthy":true}, or false and why: link by link, then only their names, then how many others. A link that
+ * nothing can come by is healthy, since it may be put first and configured later; the message says so.
+ * protocol: wasmCloud, crates/core, rpc.rs. */
 static void on_health(natsMsg *msg) {
-    char words[1024], trouble[400], safe[1200], json[1300];
-    size_t at = (size_t)snprintf(words, sizeof(words), "%s", self.refused);
-    EACH_LINK(l) {
-        const char *why = l->leaving ? "" : link_trouble(l, trouble);
-        if (*why && at < sizeof(words))
-            at += (size_t)snprintf(words + at, sizeof(words) - at, "%slink %s: %s (%u reconnects, %" PRIu64 " dropped, %u in flight)", at ? "; " : "",
-                                   l->conn.topic.name, why, conn_reconnects(&l->conn), l->counts[DROPPED], l->calls + l->waiting);
+    enum { IN_FULL = 1000, OTHERS = 32 };
+    char text[2048], error[400], own[420], safe[2 * sizeof(text)], json[sizeof(safe) + 64];
+    unsigned all = 0, unwell = 0, told = 0, others = 0;
+    const char *first = self.refused;
+    if (lattice->state == CONN_UP && !lattice->io.headers) first = no_headers;
+    if (orders_wait()) first = "memory is short: orders of the host wait";
+    if (orders.lost_ms) first = "memory was short: an order of the host is lost, put its link again";
+    if (!*first && lattice->state == CONN_UP && *refusals_error(lattice, error)) {
+        (void)snprintf(own, sizeof(own), "the lattice: %s", error);
+        first = own;
     }
-    int n = snprintf(json, sizeof(json), *words ? "{\"healthy\":false,\"message\":\"%s\"}" : "{\"healthy\":true}",
-                     escaped(safe, sizeof(safe), words, true));
+    EACH_LINK(l) {
+        all += l->state != LINK_LEAVING;
+        unwell += l->state != LINK_LEAVING && *link_error(l, error);
+    }
+    bool healthy = !*first && unwell == 0;
+    size_t at = (size_t)snprintf(text, sizeof(text), "%s%s", first, *first && unwell > 0 ? "; " : "");
+    if (unwell > 1)
+        at += (size_t)snprintf(text + at, sizeof(text) - at, "%u of %u links are not well: ", unwell, all);
+    EACH_LINK(l) {
+        const char *why = healthy ? link_hint(l) : link_error(l, error), *behind = told ? "; " : "";
+        if (l->state == LINK_LEAVING || !*why) continue;
+        char queued[32] = "";
+        size_t before = at;
+        if (l->queued > 0) (void)snprintf(queued, sizeof(queued), ", %u queued", l->queued);
+        if (at >= IN_FULL) at += (size_t)snprintf(text + at, sizeof(text) - at, "; link %s", l->topic.name);
+        else
+            at += (size_t)snprintf(text + at, sizeof(text) - at,
+                                   "%slink %s: %s (%u reconnects, %" PRIu64 " dropped, %u in flight%s)",
+                                   behind, l->topic.name, why, link_reconnects(l), l->counts[DROPPED],
+                                   l->calls, queued);
+        bool fits = at < sizeof(text) - OTHERS;
+        if (!fits) text[at = before] = 0;
+        told += fits;
+        others += !fits;
+    }
+    if (others > 0) (void)snprintf(text + at, sizeof(text) - at, "; and %u others", others);
+    const char *form = *text ? "{\"healthy\":%s,\"message\":\"%s\"}" : "{\"healthy\":%s}";
+    int n = snprintf(json, sizeof(json), form, healthy ? "true" : "false",
+                     log_escape(safe, sizeof(safe), text, true));
     struct span asker = span_of(natsMsg_GetReply(msg));
-    if (is_inbox(asker)) (void)send_to(asker, SPAN(""), NOWHERE, json, (size_t)n);
+    if (is_inbox(asker)) send_reply(asker, json, (size_t)n);
 }
 
-/* Takes no more calls, but for those of components that still work on a message: they may want to publish their answer. */
+/* ---- stopping */
+
+/* Takes no more calls, but for those of components that still work on a message: they may want to publish
+ * their answer. What the server had sent before comes before the probe, and is served. */
 static void stop_serving(void) {
-    if (stop.state != ENDING_CALLS || lattice.state != CONN_UP) return;
-    EACH_LINK(l) if (l->with_component > 0) return;
-    conn_unsubscribe(&lattice, false);
+    if (stop.state != STOP_CALLS || lattice->state != CONN_UP || stop.unsubscribed) return;
+    EACH_LINK(l) {
+        if (l->in_flight > 0 && now_ms < stop.deadline_ms) return;
+    }
+    stop.unsubscribed = true;
+    conn_unsubscribe(lattice, false);
+    conn_probe(lattice);
 }
 
 /* Stops taking work. The loop does the rest: see stop_step(). */
 static void stop_begin(const char *why) {
     if (stop.state != RUNNING) return;
-    stop.state = ENDING_CALLS;
-    self.stopping = true;
-    stop.deadline_ms = now + SHUTDOWN_MS;
+    stop.state = STOP_CALLS;
+    stop.deadline_ms = now_ms + SHUTDOWN_MS;
     say(&self.topic, LEVEL_INFO, "stopping: %s", why);
+    if (lattice_next) conn_drain(lattice_next, STOP_DRAIN_MS);
+    lattice_next = NULL;
     stop_serving();
-    EACH_LINK(l) if (l->conn.state == CONN_UP) conn_unsubscribe(&l->conn, false);
-    abandon_calls(NULL, "the provider is stopping", true);
-}
-
-static void on_shutdown(natsMsg *msg, const json_t *json) {
-    const char *host = get(json, "host_id"), *reply = natsMsg_GetReply(msg);
-    if (!host || strcmp(host, self.host_id) != 0) return say(&self.topic, LEVEL_DEBUG, "an order to shut down that names another host was ignored");
-    if (is_inbox(span_of(reply))) (void)snprintf(stop.reply, sizeof(stop.reply), "%s", reply);
-    stop_begin("the host asked for it");
-}
-
-enum subject_kind { SUB_PUBLISH = PUBLISH, SUB_REQUEST, SUB_HEALTH, SUB_SHUTDOWN, SUB_PUT, SUB_PUT_XKEY, SUB_DELETE, SUB_CONFIG, SUB_KINDS };
-_Static_assert((int)SUB_REQUEST == (int)REQUEST, "a function and its subject have the same number");
-
-/* The subjects that we listen to on the lattice, and the queue group of the functions; made by subjects_start(). */
-static char subjects[SUB_KINDS][3 * ID_MAX], queue_group[2 * ID_MAX];
-
-static void subjects_start(void) {
-    static const char function[] = "%s.%s.wrpc.0.0.1.wasmcloud:messaging/consumer@0.2.0.%s", order[] = "wasmbus.rpc.%s.%s.%s";
-    static const char *const ends[] = {"publish", "request", "health", "default.shutdown", "linkdefs.put", "linkdefs.put",
-                                       "linkdefs.del", "config.update"};
-    (void)snprintf(queue_group, sizeof(queue_group), "%s.%s", self.lattice, self.key);
-    for (size_t i = 0; i < SUB_KINDS; i++) {
-        if (i == SUB_PUT_XKEY && !box.set) continue;
-        (void)snprintf(subjects[i], sizeof(subjects[i]), i <= SUB_REQUEST ? function : order, self.lattice,
-                       i == SUB_PUT_XKEY ? box.public_key : self.key, ends[i]);
+    EACH_LINK(l) {
+        next_drop(l);
+        if (l->conn && l->conn->state == CONN_UP) conn_unsubscribe(l->conn, false);
+        for (struct delivery *d; (d = l->stored.first); l->queued--) {
+            l->stored.first = d->next;
+            delivery_give_back(l, d, "the provider is stopping");
+        }
     }
 }
 
-/* NATS's own service protocol, by which `nats micro ls`, `info` and `stats` show this provider on the lattice: each function of
- * a link is an endpoint. protocol: NATS, ADR-32; $SRV.{verb}, or with the service's name, or with its name and id. */
-static struct { bool off; char id[ID_MAX], started[32]; } service;
-static const char *const service_verbs[] = {"PING", "INFO", "STATS"};
+static void stop_answer(void);
+
+static bool on_shutdown(natsMsg *msg, const json_t *json) {
+    const char *host = text_at(json, "host_id"), *reply = natsMsg_GetReply(msg);
+    if (!host || strcmp(host, self.host_id) != 0) {
+        say(&self.topic, LEVEL_DEBUG, "an order to shut down that names another host was ignored");
+        return true;
+    }
+    if (is_inbox(span_of(reply))) (void)snprintf(stop.reply, sizeof(stop.reply), "%s", reply);
+    if (stop.state > STOP_LINKS) stop_answer();
+    stop_begin("the host asked for it");
+    return true;
+}
+
+static bool links_are_drained(void) {
+    EACH_CONN(c) {
+        if (c != lattice && conn_is_open(c)) return false;
+    }
+    return true;
+}
+
+/* The last words on the lattice: to callers, and to the host; and a probe behind them. */
+static void stop_answer(void) {
+    EACH_CALL(c) {
+        if (c->state == CALL_ANSWERED) call_release(c);
+    }
+    if (*stop.reply) send_reply(span_of(stop.reply), "shutting down", strlen("shutting down"));
+    stop.reply[0] = 0;
+    if (lattice->state == CONN_UP) conn_probe(lattice);
+}
+
+/* One step of stopping: calls end, links are drained, the host is answered, the lattice is drained. Returns
+ * true when all is done. The host kills us soon after it has the answer, so that comes last, with a probe
+ * behind it; but what a slow link still has to take, it gets, as long as nobody ends us. */
+static bool stop_step(void) {
+    bool over = now_ms >= stop.deadline_ms, busy = false;
+    stop_serving();
+    EACH_LINK(l) busy |= link_is_busy(l);
+    if (lattice->state == CONN_UP) busy |= !stop.unsubscribed || !is_flushed(lattice);
+    if (stop.state == STOP_CALLS && (!busy || over)) {
+        EACH_LINK(l) {
+            link_calls_end(l, NULL, "the provider is stopping");
+            deliveries_abandon(l, "the provider is stopping");
+            queue_drop(l, "the provider is stopping");
+        }
+        EACH_CONN(c) {
+            if (c != lattice) conn_drain(c, STOP_DRAIN_MS);
+        }
+        stop.state = STOP_LINKS;
+        stop.deadline_ms = now_ms + 20;
+    } else if (stop.state == STOP_LINKS && (links_are_drained() || over)) {
+        stop_answer();
+        stop.state = STOP_LATTICE;
+        stop.deadline_ms = now_ms + 250;
+    } else if (stop.state == STOP_LATTICE) {
+        if (is_flushed(lattice) && lattice->io.probed != lattice->io.given) stop_answer();
+        if (lattice->state == CONN_UP && !is_flushed(lattice) && !over) return false;
+        stop.state = STOP_DRAIN;
+        stop.deadline_ms = now_ms + LEAVE_MS;
+    }
+    return stop.state == STOP_DRAIN && (links_are_drained() || now_ms >= stop.deadline_ms);
+}
+
+/* ---- NATS's own service protocol: each function of a link is an endpoint. protocol: NATS, ADR-32;
+ * $SRV.{verb}, or with the service's name, or with its name and id. */
+
+static struct {
+    bool off;
+    char id[ID_MAX], started[32];
+} service;
 
 /* The id is the host's name for this process, if it gave one; else as random as an inbox. */
 static void service_start(const char *instance) {
-    json_t *setting = find_setting(NULL, "lattice_service");
+    json_begin();
+    json_t *setting = find_setting(&self.defaults, NULL, "lattice_service");
     struct timespec t;
     struct tm tm;
+    if (json_is_short()) die(no_memory);
     service.off = setting && strcasecmp(json_string_value(setting), "false") == 0;
     json_decref(setting);
-    secret_make(service.id);
+    nkey_random(service.id, SECRET_LEN);
     if (is_token(instance)) (void)snprintf(service.id, ID_MAX, "%s", instance);
     (void)clock_gettime(CLOCK_REALTIME, &t);
     (void)strftime(service.started, sizeof(service.started), "%Y-%m-%dT%H:%M:%SZ", gmtime_r(&t.tv_sec, &tm));
 }
 
-static void service_subscribe(void) {
-    char subject[3 * ID_MAX];
-    for (size_t i = 0; !service.off && i < 3 * COUNT_OF(service_verbs); i++) {
-        int n = snprintf(subject, sizeof(subject), "$SRV.%s", service_verbs[i / 3]);
-        if (i % 3 > 0) n += snprintf(subject + n, sizeof(subject) - (size_t)n, "." PROVIDER_NAME);
-        if (i % 3 > 1) (void)snprintf(subject + n, sizeof(subject) - (size_t)n, ".%s", service.id);
-        (void)conn_subscribe(&lattice, subject, NULL);
-    }
-}
-
-/* What belongs to no function: of the link, and of the provider. */
-static json_t *endpoint_data(const struct link *l) {
-    return json_pack("{s:I, s:I, s:I, s:I, s:I, s:I}", "dropped", (json_int_t)l->counts[DROPPED], "in_flight", (json_int_t)l->calls + l->waiting,
-                     "reconnects", (json_int_t)conn_reconnects(&l->conn), "arena_bytes", (json_int_t)arena.in_use,
-                     "arena_peak_bytes", (json_int_t)arena.peak, "log_lines_lost", (json_int_t)logger.lost);
+static void service_subscribe(struct conn *c) {
+    char own[2 * ID_MAX];
+    if (service.off) return;
+    (void)snprintf(own, sizeof(own), "$SRV.*." PROVIDER_NAME ".%s", service.id);
+    (void)conn_subscribe(c, "$SRV.*", NULL, ITEM_NONE);
+    (void)conn_subscribe(c, "$SRV.*." PROVIDER_NAME, NULL, ITEM_NONE);
+    (void)conn_subscribe(c, own, NULL, ITEM_NONE);
 }
 
 static json_t *endpoint(const struct link *l, enum function f, bool stats) {
     const struct tally *t = &l->tallies[f];
+    bool handles = f == HANDLE_MESSAGE;
     char name[3 * ID_MAX];
     (void)snprintf(name, sizeof(name), "%s-%s-%s", function_names[f], l->component, l->name);
-    for (char *c = name; *c; c++) if (!isalnum((unsigned char)*c)) *c = '-';
-    json_t *e = json_pack("{s:s, s:s, s:s}", "name", name, "subject", f == HANDLE_MESSAGE ? l->subject : subjects[f],
-                          "queue_group", f == HANDLE_MESSAGE ? "" : queue_group);
-    json_t *more = !stats ? json_pack("{s:{s:s}}", "metadata", "link", l->conn.topic.name)
-        : json_pack("{s:I, s:I, s:s, s:I, s:I, s:o}", "num_requests", (json_int_t)t->calls, "num_errors", (json_int_t)t->errors,
-                    "last_error", t->last_error, "processing_time", (json_int_t)t->us * 1000,
-                    "average_processing_time", (json_int_t)average_us(t) * 1000, "data", endpoint_data(l));
-    json_object_update(e, more);
-    json_decref(more);
-    return e;
-}
-
-static json_t *endpoints(bool stats) {
-    json_t *list = json_array();
-    EACH_LINK(l) {
-        if (l->leaving) continue;
-        EACH_FUNCTION(f, l) json_array_append_new(list, endpoint(l, f, stats));
+    const char *subject = subjects[f == REQUEST ? SUBJECT_REQUEST : SUBJECT_PUBLISH].name;
+    json_t *e = micro_endpoint(name, handles ? l->subject : subject, handles ? "" : queue_group);
+    if (!stats) {
+        json_object_set_new(e, "metadata", json_pack("{s:s}", "link", l->topic.name));
+        return e;
     }
-    return list;
-}
-
-static json_t *service_answer(const char *verb) {
-    json_t *json = json_pack("{s:s, s:s, s:s, s:{}}", "name", PROVIDER_NAME, "id", service.id, "version", PROVIDER_VERSION, "metadata");
-    bool stats = *verb == 'S', ping = *verb == 'P';
-    json_object_set_new(json, "type", json_sprintf("io.nats.micro.v1.%s_response", stats ? "stats" : ping ? "ping" : "info"));
-    if (stats) json_object_set_new(json, "started", json_string(service.started));
-    else json_object_set_new(json, "description", json_string("wasmcloud:messaging@0.2.0 over NATS, for lattice and link connections"));
-    if (!ping) json_object_set_new(json, "endpoints", endpoints(stats));
-    return json;
+    json_t *data = json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:I}", "dropped", (json_int_t)l->counts[DROPPED],
+                             "in_flight", (json_int_t)l->calls, "queued", (json_int_t)l->queued, "reconnects",
+                             (json_int_t)link_reconnects(l), "arena_bytes", (json_int_t)arena_counts.in_use,
+                             "arena_peak_bytes", (json_int_t)arena_counts.peak, "log_lines_lost",
+                             (json_int_t)logger.lost);
+    micro_add_stats(e, t->calls, t->errors, t->us, t->last_error, data);
+    return e;
 }
 
 /* A question of somebody's, on "$SRV.{verb}…". */
 static void on_service(const char *verb, natsMsg *msg) {
-    struct span asker = span_of(natsMsg_GetReply(msg));
-    if (!is_inbox(asker)) return;
-    json_t *json = service_answer(verb);
-    size_t len = json_dumpb(json, (char *)scratch, sizeof(scratch), JSON_COMPACT); /* 0: no memory; or how many it would be */
-    if (len > 0 && len <= sizeof(scratch)) (void)send_to(asker, SPAN(""), NOWHERE, scratch, len);
+    struct span asker = span_of(natsMsg_GetReply(msg)), word = {verb, strcspn(verb, ".")};
+    if (!is_inbox(asker) || !(span_is(word, "PING") || span_is(word, "INFO") || span_is(word, "STATS")))
+        return;
+    json_begin();
+    json_t *list = json_array();
+    EACH_LINK(l) {
+        for (enum function f = PUBLISH; l->state != LINK_LEAVING && f < FUNCTIONS; f++)
+            if ((f == HANDLE_MESSAGE) == l->delivers)
+                json_array_append_new(list, endpoint(l, f, *verb == 'S'));
+    }
+    static const char description[] = "wasmcloud:messaging@0.2.0 over NATS, for lattice and link connections";
+    json_t *json = json_whole(micro_answer(*verb, PROVIDER_NAME, service.id, PROVIDER_VERSION, description,
+                                           service.started, list));
+    if (!json) {
+        say(&self.topic, LEVEL_WARN, "memory is short: a question about the service has no answer");
+        return;
+    }
+    /* 0: no memory; or how many it would be */
+    size_t len = json_dumpb(json, (char *)scratch, sizeof(scratch), JSON_COMPACT);
+    if (len > 0 && len <= sizeof(scratch)) send_reply(asker, scratch, len);
     json_decref(json);
 }
 
-static void on_order(enum subject_kind kind, natsMsg *msg) {
-    if (self.stopping) return;
-    json_t *json = json_loadb(natsMsg_GetData(msg), (size_t)natsMsg_GetDataLength(msg), 0, NULL);
-    if (!json_is_object(json)) say(&self.topic, LEVEL_ERROR, "what came on %s is no JSON object and was ignored", subjects[kind]);
-    else if (kind == SUB_SHUTDOWN) on_shutdown(msg, json);
-    else if (kind == SUB_DELETE) link_delete(json);
-    else if (kind == SUB_CONFIG) config_update(json);
-    else link_put(json);
-    json_decref(json);
-}
-
-/* Everything that arrives on the lattice. */
-static void on_lattice_message(struct conn *conn, natsMsg *msg) {
-    const char *subject = natsMsg_GetSubject(msg);
-    if (inbox_kind(conn, subject) == 'c') return on_lattice_inbox(msg);
-    if (strcmp(subject, subjects[SUB_PUBLISH]) == 0) return on_call(msg, false);
-    if (strcmp(subject, subjects[SUB_REQUEST]) == 0) return on_call(msg, true);
-    if (strcmp(subject, subjects[SUB_HEALTH]) == 0) return on_health(msg);
-    if (strncmp(subject, "$SRV.", 5) == 0) return on_service(subject + 5, msg);
-    for (enum subject_kind kind = SUB_SHUTDOWN; kind < SUB_KINDS; kind++)
-        if (strcmp(subject, subjects[kind]) == 0) return on_order(kind, msg);
-}
-
-/* Control first, and before anything slower: a link that is put before the server knows these subscriptions is lost. The
- * functions are served in a queue group, so that several instances share the calls. */
-static void on_lattice_up(struct conn *conn) {
-    static bool links_given;
-    if (stop.state != RUNNING) return;
-    for (enum subject_kind kind = SUB_KINDS; kind-- > SUB_PUBLISH;)
-        if (*subjects[kind]) (void)conn_subscribe(conn, subjects[kind], kind <= SUB_REQUEST ? queue_group : NULL);
-    service_subscribe();
-    conn_write(conn);
-    if (links_given) return;
-    links_given = true;
-    size_t i;
-    json_t *link;
-    json_array_foreach(self.links, i, link) link_put(link);
-    json_decref(self.links);
-    self.links = NULL;
-}
-
-static bool links_are_busy(void) {
-    EACH_LINK(l) if (link_is_busy(l)) return true;
-    return false;
-}
-
-/* Whether the server has read all that was written before conn_ask_echo(), or never will. */
-static bool is_flushed(const struct conn *c) { return c->state != CONN_UP || c->io.echoed; }
-
-static bool links_are_flushed(void) {
-    EACH_LINK(l) if (!is_flushed(&l->conn)) return false;
-    return true;
-}
-
-static void stop_calls(void) {
-    end_calls(NULL, "the provider is stopping", true);
-    abandon_calls(NULL, "the provider is stopping", false);
-    EACH_LINK(l) {
-        drop_backlog(l, "the provider is stopping");
-        if (l->conn.state == CONN_UP) conn_ask_echo(&l->conn);
-    }
-    stop.state = FLUSHING_LINKS;
-    stop.deadline_ms = now + 20;
-}
-
-static void stop_answer(void) {
-    if (*stop.reply) (void)send_to(span_of(stop.reply), SPAN(""), NOWHERE, "shutting down", strlen("shutting down"));
-    if (lattice.state == CONN_UP) conn_ask_echo(&lattice);
-    stop.state = FLUSHING_LATTICE;
-    stop.deadline_ms = now + 250;
-}
-
-/* One step of stopping: calls end, links are flushed, the host is answered, the lattice is flushed. Returns true when all is
- * done. The host kills us when it has the answer, so that comes last, with an echo behind it. */
-static bool stop_step(void) {
-    stop_serving();
-    if (stop.state == ENDING_CALLS && (!links_are_busy() || now >= stop.deadline_ms)) stop_calls();
-    if (stop.state == FLUSHING_LINKS && (links_are_flushed() || now >= stop.deadline_ms)) stop_answer();
-    return stop.state == FLUSHING_LATTICE && (is_flushed(&lattice) || now >= stop.deadline_ms);
-}
-
-/*
- * ---- 12 the loop, and main -------------------------------------------------------------------------------------------
- *
- * One turn: sleep until something can be done; read; end what is overdue; write; answer what the writing settled. Nothing
- * in it waits for anything but poll().
- *
- * In:  the command line, host data, signals, and what poll() says of connections. Out: turns for all rooms before; an exit code.
- * Touches: the clock, the blocked flags of connections, and self, before the first turn.
- */
-static volatile sig_atomic_t signalled, report_wanted;
-
-static void on_signal(int number) {
-    int saved = errno;
-    if (number == SIGUSR1) report_wanted = 1;
-    else signalled = number;
-    wake_loop();
-    errno = saved;
-}
-
-/* How long to sleep: until the next deadline, and never longer than a tick. */
-static int sleep_ms(bool more_input) {
-    uint64_t until = MIN(MIN(calls.next_due_ms, now + TICK_MS), conn_next_ms(&lattice));
-    if (more_input) return 0;
-    if (stop.state != RUNNING) until = MIN(until, stop.deadline_ms);
-    EACH_LINK(l) {
-        until = MIN(until, conn_next_ms(&l->conn));
-        if (l->pause_until_ms > now) until = MIN(until, l->pause_until_ms);
-        if (l->kept && l->absent_until_ms > now) until = MIN(until, l->absent_until_ms);
-    }
-    return until > now ? (int)(until - now) : 0;
-}
-
-/* While the lattice's server reads slowly, links are not read: what they bring would only wait. */
-static bool lattice_is_full(void) {
-    return lattice.state == CONN_UP && lattice.io.blocked && conn_waiting(&lattice) > WRITE_MAX / 2;
-}
-
-/* Sleeps until poll has news, or for so long. The first descriptor is what wakes the loop. */
-static void wait_for(struct pollfd *fds, nfds_t count, int ms) {
-    uint64_t ignored;
-    if (poll(fds, count, ms) < 0 && errno != EINTR) die("poll: %s", strerror(errno));
-    read_clock();
-    if (fds[0].revents && read(fds[0].fd, &ignored, sizeof(ignored)) < 0 && errno != EAGAIN) die("eventfd: %s", strerror(errno));
-}
-
-static void conn_attend(struct conn *c, const struct pollfd *p) {
-    if (c->state != CONN_UP) return; /* what another said has ended it */
-    if (p->revents & (POLLOUT | POLLERR | POLLHUP)) c->io.blocked = false;
-    if ((p->revents & (POLLIN | POLLERR | POLLHUP)) || (p->events & POLLIN && c->io.more)) conn_read(c);
-}
-
-/* What to wait for on a connection. */
-static struct pollfd conn_events(struct conn *c, bool read) {
-    if (!read) c->io.heard_ms = now; /* it is we who do not listen */
-    return (struct pollfd){.fd = c->fd, .events = (short)((read ? POLLIN : 0) | (atomic_load(&c->wants_write) ? POLLOUT : 0))};
-}
-
-static void wait_and_read(void) {
-    struct pollfd fds[LINK_SLOTS + 2] = {{.fd = net.wake_fd, .events = POLLIN}};
-    struct conn *conns[LINK_SLOTS + 2] = {0};
-    nfds_t count = 1;
-    bool more = false, full = lattice_is_full();
-    for (size_t i = 0; i <= links_fresh; i++) {
-        struct conn *c = i < links_fresh ? &links[i].conn : &lattice;
-        if (c->state != CONN_UP) continue;
-        bool read = c == &lattice || (!full && may_read(&links[i]));
-        more |= read && c->io.more;
-        conns[count] = c;
-        fds[count++] = conn_events(c, read);
-    }
-    wait_for(fds, count, sleep_ms(more));
-    for (nfds_t i = 1; i < count; i++) conn_attend(conns[i], &fds[i]);
-}
-
-static void tick(pid_t parent) {
-    static uint64_t next_ms;
-    if (now < next_ms) return;
-    next_ms = now + TICK_MS;
-    topic_tick(&self.topic, now);
-    topic_tick(&lattice.topic, now);
-    EACH_LINK(l) topic_tick(&l->conn.topic, now);
-    if (getppid() != parent) stop_begin("the process that started it has ended");
-}
-
-/* What happened so far, for SIGUSR1 and at the end. */
-static void report(const char *event, bool asked) {
-    EACH_LINK(l) link_report(l, asked);
-    say(&self.topic, LEVEL_INFO, "%s: %zu kB of the arena in use, at most %zu; %" PRIu64 " blocks taken, %" PRIu64 " log lines lost",
-        event, arena.in_use / 1024, arena.peak / 1024, arena.taken, logger.lost);
-}
-
-static void run(pid_t parent) {
-    do {
-        wait_and_read();
-        if (report_wanted) report_wanted = 0, report("so far", true);
-        if (signalled) stop_begin(signalled == SIGINT ? "SIGINT" : "SIGTERM");
-        expire_calls();
-        conn_step(&lattice);
-        EACH_LINK(l) {
-            work_off(l);
-            consumers_step(l);
-            conn_write(&l->conn);
-            if (l->unsettled > 0) read_clock(), settle(l);
-            link_step(l);
-        }
-        conn_write(&lattice);
-        tick(parent);
-    } while (!stop_step());
-}
-
-/* The memory that is reserved, in bytes; and the promise of provider.h, kept by the compiler. */
-enum {
-    RESERVED_THREADS = THREADS_MAX * THREAD_STACK,
-    RESERVED_TABLES = sizeof(links) + sizeof(calls) + sizeof(scratch) + sizeof(net) + sizeof(subjects),
-    RESERVED = ARENA_BYTES + RESERVED_TABLES + RESERVED_THREADS,
-};
-#ifndef SYSTEM_MALLOC
-_Static_assert(RESERVED <= RESERVED_MAX, "provider.h reserves more than RESERVED_MAX: lower a limit, or raise it knowingly");
-#endif
-_Static_assert(HOST_DATA_MAX <= sizeof(scratch), "host data is read into scratch: HOST_DATA_MAX must fit into PARAMS_MAX");
-_Static_assert(sizeof(time_t) == 8, "time would end in 2038: compile with -D_TIME_BITS=64 -D_FILE_OFFSET_BITS=64");
-_Static_assert(CALLS_MAX <= 1 << (4 * SLOT_LEN), "an inbox has SLOT_LEN digits for the slot");
-
-static const char help[] =
-    "usage: " PROVIDER_NAME "               run: a wasmCloud host starts it so, and writes host data to standard input\n"
-    "       " PROVIDER_NAME " --check FILE  say what the provider would do with host data or a link (JSON, or base64 of it)\n"
-    "       " PROVIDER_NAME " --version     versions of the program and its libraries, and the memory it reserves\n"
-    "       " PROVIDER_NAME " --help        this text\n"
-    "\n"
-    "A wasmCloud capability provider for wasmcloud:messaging@0.2.0 over NATS. Links and configuration come from the host;\n"
-    "RUST_LOG (error, warn, info, debug) sets what it logs on standard error.\n"
-    "Exit codes: 0 stopped in order, 1 wrong host data or a check that failed, 2 wrong usage.\n";
-
-static void print_version(void) {
-    printf(PROVIDER_NAME " " PROVIDER_VERSION "\nnats.c %s, mbedTLS %s, libsodium %s, jansson %s\n"
-           "memory reserved: %d kB in all: arena %d, tables %d, thread stacks %d\n"
-           "limits: %d links, %d subscriptions, %d calls, messages of up to %d kB\n",
-           nats_GetVersion(), tls_version(), sodium_version_string(), JANSSON_VERSION, (int)RESERVED / 1024, ARENA_BYTES / 1024,
-           (int)RESERVED_TABLES / 1024, (int)RESERVED_THREADS / 1024, LINKS_MAX, SUBSCRIPTIONS_MAX, CALLS_MAX, MESSAGE_MAX / 1024);
-}
-
-/* A string of the host data: missing and null are "". */
-static const char *host_text(const json_t *host, const char *key) {
-    const json_t *v = json_object_get(host, key);
-    if (v && !json_is_string(v) && !json_is_null(v)) die("host data: %s is no string", key);
-    return v && json_is_string(v) ? json_string_value(v) : "";
-}
-
-/* An object or a list of the host data: missing and null are `empty`, which the caller has made for it. */
-static json_t *host_part(const json_t *host, const char *key, json_t *empty) {
-    json_t *v = json_object_get(host, key);
-    if (!v || json_is_null(v)) return empty;
-    if (json_typeof(v) != json_typeof(empty)) die("host data: %s is no %s", key, json_is_array(empty) ? "list" : "object");
-    json_decref(empty);
-    return json_incref(v);
-}
-
-static void host_token(const json_t *host, const char *key, const char *missing, char out[ID_MAX]) {
-    const char *text = host_text(host, key);
-    if (!*text && missing) text = missing;
-    if (!*text) die("host data: %s is missing; is this the line that a wasmCloud host writes?", key);
-    if (!is_token(text)) die("host data: %s must be one token of a subject: no dot, space, * or >, fewer than %d bytes", key, ID_MAX);
-    (void)snprintf(out, ID_MAX, "%s", text);
-}
+/* ---- host data */
 
 /* Everything in the host data that outlives it. protocol: wasmCloud, crates/core, host.rs. */
-static void read_host(const json_t *host) {
-    const char *ours = host_text(host, "provider_xkey_private_key"), *hosts = host_text(host, "host_xkey_public_key"), *rust_log = getenv("RUST_LOG");
+static void host_data_apply(const json_t *host) {
+    const char *ours = host_text(host, "provider_xkey_private_key"),
+               *hosts = host_text(host, "host_xkey_public_key");
+    const char *rust_log = getenv("RUST_LOG");
     if (!json_is_object(host)) die("host data: the JSON is no object");
-    set_level(host_text(host, "log_level"));
-    if (rust_log) set_level(rust_log);
+    log_set_level(host_text(host, "log_level"));
+    if (rust_log) log_set_level(rust_log);
     logger.json = json_is_true(json_object_get(host, "structured_logging"));
     host_token(host, "provider_key", NULL, self.key);
     (void)snprintf(self.topic.name, sizeof(self.topic.name), "%s", self.key);
     host_token(host, "lattice_rpc_prefix", "default", self.lattice);
     (void)snprintf(self.host_id, ID_MAX, "%s", host_text(host, "host_id"));
-    if (*ours && *hosts && !box_start(span_of(hosts), span_of(ours)))
-        die("host data: host_xkey_public_key (X…) and provider_xkey_private_key (SX…) are no pair of X25519 nkeys");
-    self.config = host_part(host, "config", json_object());
-    self.secrets = host_part(host, "secrets", json_object());
+    if (*ours && *hosts && !xkey_start(span_of(hosts), span_of(ours)))
+        die("host data: host_xkey_public_key (X…) and provider_xkey_private_key (SX…) are no X25519 nkeys");
+    self.defaults.config = host_part(host, "config", json_object());
+    self.defaults.secrets = host_part(host, "secrets", json_object());
     self.links = host_part(host, "link_definitions", json_array());
 }
 
-/* The lattice's settings: URL and user from the host data; the rest as lattice_… from the provider's own configuration. */
+/* The lattice's settings: URL and user from the host data; the rest as lattice_… from the provider's
+ * configuration. */
 static json_t *lattice_settings(const json_t *host) {
-    static const char *const keys[] = {"tls_ca", "tls_ca_file", "tls_cert", "tls_key", "tls_first", "ping_interval_sec"};
-    const char *url = host_text(host, "lattice_rpc_url"), *jwt = host_text(host, "lattice_rpc_user_jwt"), *seed = host_text(host, "lattice_rpc_user_seed");
+    static const char *const keys[] =
+        {"tls_ca",    "tls_ca_file",       "tls_cert",          "tls_key",
+         "tls_first", "ping_interval_sec", "ignore_discovered", "connect_timeout_sec"};
+    const char *url = host_text(host, "lattice_rpc_url"), *jwt = host_text(host, "lattice_rpc_user_jwt");
+    const char *seed = host_text(host, "lattice_rpc_user_seed");
+    json_begin();
     json_t *settings = json_object();
     json_object_set_new(settings, "cluster_uris", json_string(*url ? url : "nats://127.0.0.1:4222"));
     if (*jwt) json_object_set_new(settings, "client_jwt", json_string(jwt));
@@ -3418,184 +5055,134 @@ static json_t *lattice_settings(const json_t *host) {
     for (size_t i = 0; i < COUNT_OF(keys); i++) {
         char key[64];
         (void)snprintf(key, sizeof(key), "lattice_%s", keys[i]);
-        take_setting(settings, keys[i], NULL, key);
+        settings_add(&self.defaults, NULL, key, settings, keys[i]);
     }
-    const char *wrong = wrong_settings(settings);
-    if (wrong) die("host data: the lattice: %s", wrong);
+    if (json_is_short()) die(no_memory);
+    const char *error = settings_error(settings);
+    if (error) die("host data: the lattice: %s", error);
     return settings;
 }
 
-/* Reads what there is, at most `room` bytes. Returns 0 at the end. */
-static size_t read_some(int fd, uint8_t *at, size_t room) {
-    ssize_t n;
-    do n = read(fd, at, room);
-    while (n < 0 && errno == EINTR);
-    if (n < 0) die("cannot read: %s", strerror(errno));
-    return (size_t)n;
+/* ---- the command line */
+
+static void print_fault(void *what, const char *text) {
+    char safe[2 * FAULT_MAX];
+    printf("    %-13s %s\n", (const char *)what, log_escape(safe, sizeof(safe), text, false));
 }
 
-/* Reads into scratch, to the end of a line or of the file. Returns how many bytes stand before it. */
-static size_t read_input(int fd, bool line) {
-    const uint8_t *end = NULL;
-    size_t have = 0;
-    for (size_t n = 1; n > 0 && !end; have += n) {
-        if (have == HOST_DATA_MAX) die("host data: longer than HOST_DATA_MAX, %d bytes", HOST_DATA_MAX);
-        n = read_some(fd, scratch + have, HOST_DATA_MAX - have);
-        if (line) end = memchr(scratch + have, '\n', n);
-    }
-    if (!line) return have;
-    if (have == 0) die("host data: standard input is empty; a wasmCloud host writes one line of base64 to it");
-    if (!end) die("host data: the line has no end after %zu bytes; the host must have been cut off", have);
-    return (size_t)(end - scratch);
+/* Tells of a user's JWT that ends soon. */
+static bool print_jwt(const json_t *settings) {
+    char soon[120];
+    bool ends = jwt_ends_soon(text_at(settings, "client_jwt"), time(NULL), soon);
+    if (ends) print_fault("look here", soon);
+    return ends;
 }
 
-/* The JSON in scratch, as it is or in base64. What is wrong is named by its place only, since it may be a secret. */
-static json_t *parse_input(size_t len, bool base64) {
-    const char *text = (const char *)scratch, *end = NULL;
-    json_error_t error;
-    const size_t input = len;
-    while (len > 0 && isspace(scratch[len - 1])) len--;
-    if (len == 0) die("host data: the line is empty");
-    if (base64) {
-        size_t decoded = 0;
-        int failed = sodium_base642bin(scratch, sizeof(scratch), text, len, NULL, &decoded, &end, sodium_base64_VARIANT_ORIGINAL);
-        if (failed || end != text + len) die("host data: no base64 at byte %td of %zu", end ? end - text + 1 : 1, len);
-        len = decoded;
-    }
-    json_t *json = json_loadb(text, len, 0, &error);
-    sodium_memzero(scratch, input);
-    if (!json) die("host data: no JSON: error in line %d, column %d", error.line, error.column);
-    return json;
-}
-
-static void print_tls(const json_t *s) {
-    const char *ca_file = get(s, "tls_ca_file"), *trusted = get(s, "tls_ca") ? "tls_ca" : ca_file ? ca_file : "the system's CAs";
-    printf("    TLS           %s, trusting %s%s\n", is_true(s, "tls_first") ? "first of all" : "if the URL or the server asks for it",
-           trusted, get(s, "tls_cert") ? ", with tls_cert" : "");
-}
-
-static void print_link(const struct link *l) {
-    const json_t *s = l->conn.settings;
-    const char *uris = get(s, "cluster_uris"), *subscriptions = get(s, "subscriptions");
-    const struct consumer *end = l->consumers + l->consumer_count;
-    struct span item;
-    printf("link %s: %s\n", l->conn.topic.name, l->is_handler ? "calls the component's handle-message" : "serves the component's publish and request");
-    for (size_t n = 0; list_item(uris, n, &item); n++) printf("    server        %.*s\n", (int)url_address(item).len, url_address(item).at);
-    printf("    credentials   %s\n", get(s, "client_jwt") ? "client_jwt and client_seed" : "none, or in the URL");
-    print_tls(s);
-    if (!l->is_handler) return;
-    for (size_t n = 0; subscriptions && list_item(subscriptions, n, &item); n++) printf("    subscription  %.*s\n", (int)item.len, item.at);
-    for (const struct consumer *k = l->consumers; k < end; k++) printf("    consumer      %s of stream %s\n", k->name, k->stream);
-    printf("    in flight     %" PRIu64 ", for %" PRIu64 " ms each\n", l->max_in_flight, l->handler_timeout_ms);
-}
-
-/* Says what the provider would do with a link. */
-static void check_link(const json_t *json) {
+/* Says what the provider would do with a link. Returns how much of it is wrong, or may be a slip. */
+static size_t check_link(const json_t *json) {
+    static const struct listener faults = {print_fault, "wrong"}, slips = {print_fault, "look here"};
     const char *why;
-    bool is_handler;
-    char label[300];
-    struct link *l = free_slot();
-    json_t *definition = read_definition(json, &is_handler, &why);
-    if (!definition) die("link %s: %s", link_label(json, label), why);
-    if (!l) die("more than LINKS_MAX (%d) links", LINKS_MAX);
-    link_fill(l, definition, merge_settings(definition, is_handler), is_handler);
-    if (*l->wrong) die("link %s: %s", l->conn.topic.name, l->wrong);
-    print_link(l);
+    bool delivers;
+    char label[300], safe[300];
+    json_t *definition = read_definition(json, self.key, &delivers, &why);
+    struct link *l = definition ? link_take() : NULL;
+    if (!l) {
+        printf("link %s\n", log_escape(safe, sizeof(safe), link_label(json, label), false));
+        print_fault("wrong", definition ? "there are more links than this build takes (see --version)" : why);
+        json_decref(definition);
+        return 1;
+    }
+    link_fill(l, definition, delivers);
+    json_t *settings = merge_settings(&self.defaults, definition, delivers);
+    if (!settings) die(no_memory);
+    const char *error = link_settings_error(l, settings);
+    if (!error) {
+        l->state = LINK_RUNNING;
+        link_apply(l, json_incref(settings));
+        settings_print(settings, delivers, l->topic.name);
+    } else {
+        printf("link %s\n", l->topic.name);
+        if (settings_faults(settings, &faults) == 0) print_fault("wrong", error);
+    }
+    size_t found = settings_slips(definition, settings, delivers, &slips) + pem_faults(settings, &slips);
+    found += print_jwt(settings);
+    json_decref(settings);
+    return found + (error != NULL);
 }
 
-/* Which side of a lone link the provider is on: its interfaces tell. */
-static void guess_self(const json_t *link) {
-    size_t i;
-    const json_t *v;
-    const char *key = get(link, "target");
-    json_array_foreach(json_object_get(link, "interfaces"), i, v)
-        if (json_is_string(v) && strcmp(json_string_value(v), "handler") == 0) key = get(link, "source_id");
-    (void)snprintf(self.key, ID_MAX, "%s", key ? key : "");
-    (void)snprintf(self.lattice, ID_MAX, "default");
-}
-
-static int check(const char *path) {
+/* --check: says what the provider would do with host data, or with one link. */
+static void check(const char *path) {
     int fd = open(path, O_RDONLY | O_CLOEXEC);
     if (fd < 0) die("%s: %s", path, strerror(errno));
-    size_t len = read_input(fd, false), i;
+    json_t *json = host_data_read(fd, false, scratch, sizeof(scratch)), *v;
+    size_t i;
     close(fd);
-    json_t *json = parse_input(len, scratch[strspn((const char *)scratch, " \t\r\n")] != '{'), *link;
-    if (json_object_get(json, "source_id")) {
-        guess_self(json);
-        check_link(json);
-        return json_decref(json), 0;
+    if (text_at(json, "source_id")) { /* which side of a lone link the provider is on, its interfaces tell */
+        const char *key = text_at(json, "target");
+        json_array_foreach(json_object_get(json, "interfaces"), i, v)
+            if (json_is_string(v) && strcmp(json_string_value(v), "handler") == 0)
+                key = text_at(json, "source_id");
+        (void)snprintf(self.key, ID_MAX, "%s", key ? key : "");
+        (void)snprintf(self.lattice, ID_MAX, "default");
+        if (check_link(json) > 0) die("something of the link is wrong, or may be a slip: see above");
+        json_decref(json);
+        return;
     }
-    read_host(json);
+    if (!json_object_get(json, "provider_key"))
+        die("%s has no provider_key, as host data has, and is no link, such as {\"source_id\":\"echo\","
+            "\"target\":\"messaging-nats\",\"interfaces\":[\"handler\"],"
+            "\"source_config\":{\"subscriptions\":\"orders.>\"}}",
+            path);
+    host_data_apply(json);
     json_t *settings = lattice_settings(json);
-    struct span at = url_address(span_of(get(settings, "cluster_uris")));
-    printf("provider %s on lattice %s at %.*s, %s, %zu links\n", self.key, self.lattice, (int)at.len, at.at,
-           box.set ? "can open the secrets of links" : "without xkeys", json_array_size(self.links));
-    json_array_foreach(self.links, i, link) check_link(link);
+    struct span first = {0};
+    char address[URL_ADDRESS_MAX];
+    (void)list_item(text_at(settings, "cluster_uris"), 0, &first);
+    printf("provider %s on lattice %s at %s, %s, %zu links\n", self.key, self.lattice,
+           server_address(first, address), xkey_public() ? "can open the secrets of links" : "without xkeys",
+           json_array_size(self.links));
+    size_t found = print_jwt(settings);
+    found += defaults_slips(&self.defaults, &(struct listener){print_fault, "look here"});
+    json_array_foreach(self.links, i, v) found += check_link(v);
+    if (found > 0) die("something is wrong, or may be a slip: see above");
     json_decref(settings);
     json_decref(json);
-    return 0;
 }
 
-static void start_process(void) {
-    pthread_attr_t attr;
-    /* Of a statically linked glibc, only what is linked in may be asked for names: else it would load modules. */
-    __nss_configure_lookup("hosts", "files dns");
-    (void)pthread_attr_init(&attr);
-    (void)pthread_attr_setstacksize(&attr, THREAD_STACK);
-    (void)pthread_setattr_default_np(&attr);
-    (void)pthread_attr_destroy(&attr);
-    net.wake_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
-    if (net.wake_fd < 0) die("eventfd: %s", strerror(errno));
-    (void)signal(SIGPIPE, SIG_IGN);
-    (void)sigaction(SIGTERM, &(struct sigaction){.sa_handler = on_signal}, NULL);
-    (void)sigaction(SIGINT, &(struct sigaction){.sa_handler = on_signal}, NULL);
-    (void)sigaction(SIGUSR1, &(struct sigaction){.sa_handler = on_signal}, NULL);
-    if (nats_Open(-1) != NATS_OK) die("nats.c does not start: %s", nats_GetLastError(NULL));
+static void print_version(void) {
+    printf(PROVIDER_NAME " " PROVIDER_VERSION "\nnats.c %s, mbedTLS %s, libsodium %s, jansson %s\n"
+                         "memory reserved: %d kB in all: arena %d, tables %d, thread stacks %d\n"
+                         "limits: %d links, %d subscriptions, %d consumers a link, %d calls, messages of "
+                         "up to %d kB\n",
+           nats_GetVersion(), tls_version(), sodium_version_string(), JANSSON_VERSION, (int)RESERVED / 1024,
+           ARENA_BYTES / 1024, (int)RESERVED_TABLES / 1024, (int)RESERVED_THREADS / 1024, LINKS_MAX,
+           SUBSCRIPTIONS_MAX, CONSUMERS_PER_LINK, CALLS_MAX, MESSAGE_MAX / 1024);
 }
 
-static void start_lattice(json_t *settings) {
-    (void)inbox_make(calls.nobody, "_INBOX.nobody");
-    calls.nobody[strlen(calls.nobody) - 1] = 0; /* no dot at its end */
-    lattice.topic.kind = "lattice";
-    lattice.settings = settings;
-    lattice.write_max = 2 * PARAMS_MAX;
-    lattice.vital = true;
-    lattice.on_up = on_lattice_up;
-    lattice.on_message = on_lattice_message;
-    (void)snprintf(lattice.topic.name, sizeof(lattice.topic.name), "%s", self.lattice);
-    conn_start(&lattice);
+static void help_print(FILE *file) {
+    (void)fputs(
+        "usage: " PROVIDER_NAME
+        "               run: a wasmCloud host starts it so, and writes host data to standard input\n"
+        "       " PROVIDER_NAME
+        " --check FILE  say what the provider would do with host data or a link (JSON, or base64 of it)\n"
+        "       " PROVIDER_NAME
+        " --version     versions of the program and its libraries, and the memory it reserves\n"
+        "       " PROVIDER_NAME " --help        this text\n"
+        "\n"
+        "A wasmCloud capability provider for wasmcloud:messaging@0.2.0 over NATS. Links and "
+        "configuration come from the host;\n"
+        "RUST_LOG (error, warn, info, debug) sets what it logs on standard error.\n"
+        "Exit codes: 0 stopped in order, 1 wrong host data or a check that failed, 2 wrong usage.\n",
+        file);
 }
 
-#ifndef PROVIDER_WITHOUT_MAIN /* devel/unit.c includes this file */
-/* Answers a command line that does not ask for a run. Returns its exit code, or -1. */
-static int answer(int argc, char **argv) {
-    if (argc == 2 && strcmp(argv[1], "--help") == 0) return fputs(help, stdout) < 0;
-    if (argc == 2 && strcmp(argv[1], "--version") == 0) return print_version(), 0;
-    if (argc == 3 && strcmp(argv[1], "--check") == 0) return check(argv[2]);
-    return argc > 1 || isatty(STDIN_FILENO) ? (fputs(help, stderr), 2) : -1;
+/* Answers a command line that does not ask for a run. Returns false if it asks for one. */
+static bool arguments_answer(int argc, char **argv) {
+    if (argc == 2 && strcmp(argv[1], "--help") == 0) help_print(stdout);
+    else if (argc == 2 && strcmp(argv[1], "--version") == 0) print_version();
+    else if (argc == 3 && strcmp(argv[1], "--check") == 0) check(argv[2]);
+    else return false;
+    if (fflush(stdout) != 0 || ferror(stdout))
+        die("cannot write to standard output: is it closed, or its disk full?");
+    return true;
 }
-
-int main(int argc, char **argv) {
-    pid_t parent = getppid();
-    arena_serves_loop();
-    json_set_alloc_funcs(malloc, free_wiped);
-    if (sodium_init() < 0) die("libsodium does not start: no source of random bytes");
-    int code = answer(argc, argv);
-    if (code >= 0) return code;
-
-    json_t *host = parse_input(read_input(STDIN_FILENO, true), true);
-    read_host(host);
-    json_t *settings = lattice_settings(host);
-    service_start(host_text(host, "instance_id"));
-    json_decref(host);
-    read_clock();
-    start_process();
-    subjects_start();
-    say(&self.topic, LEVEL_INFO, PROVIDER_NAME " " PROVIDER_VERSION " on lattice %s", self.lattice);
-    start_lattice(settings);
-    run(parent);
-    EACH_LINK(l) topic_tick(&l->conn.topic, UINT64_MAX);
-    report("stopped", false);
-    _exit(0); /* exit() would take nats.c apart while its threads, and those that connect, still use it */
-}
-#endif

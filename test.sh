@@ -5,16 +5,24 @@
 #                      on riscv64
 # ./test.sh soak N     N minutes of load and random faults, and a table of what became of each message; a second number is
 #                      the seed of an earlier run
-# ./test.sh bench …    measures the provider beside others (devel/bench/bench.py, to which the words go); 8 minutes and, the first
-#                      time, 4 for cargo to build the reference
-# ./test.sh host       the provider's archive in a real wasmCloud host with a real component; the first time cargo builds the
-#                      host, which takes 8 minutes (devel/host/); a second word is the path of a host that is there already
+# ./test.sh bench …    measures the provider beside others (devel/bench/bench.py, to which the words go); 10 minutes and, the first
+#                      time, 4 for cargo to build the reference. `bench growth` measures how the cost of a call grows, with links,
+#                      subscriptions, calls in flight, messages that wait, reconnects and bodies (devel/bench/growth.py); 10 minutes
+# ./test.sh host       the provider's archive in a real wasmCloud host with a real component: 5 to 15 minutes on two cores, the first
+#                      time 15 more for cargo to build the host (devel/example/host/); a second word is the path of another host.
+#                      ECHOES=N calls are made to see that none is lost, and LARGE=N of 1 MB. `make build/bench/reference`
+#                      before, and what wasmCloud's own provider loses is counted, too. `host --wadm` builds wadm, too (some
+#                      10 minutes), and deploys devel/example/wadm.yaml
+# ./test.sh smoke      what `make test` does: unit tests, and the main paths on the release binary, in less than a minute
 # ./test.sh demo       shows the main job on real input, and tells what happens
+# ./test.sh tour       writes build/tour.html: provider.c from top to bottom, beside it its comments and the messages of a run of the demo
 # ./test.sh PATTERN…   only these black-box tests; the words go to pytest (test_links.py, -k reconnect, -x …)
 # ./test.sh --help     prints this
 #
 # Works as the first command after a clone on Debian 12 and 13: what is missing is installed (as root; otherwise the
 # packages are named), Python packages go into build/venv. The last line sums up; the exit code is 0 if all is well.
+#
+# SPDX-License-Identifier: Apache-2.0
 set -euo pipefail
 cd "$(dirname "$0")"
 export PATH=$PATH:/usr/sbin:/sbin LC_ALL=C.UTF-8 PYTHONPYCACHEPREFIX=$PWD/build/pycache PYTHONUNBUFFERED=1
@@ -35,7 +43,7 @@ emulated_machines() {
   esac
 }
 
-# Names the packages for what this machine lacks, for a mode: all, long, some, soak, demo, bench or host.
+# Names the packages for what this machine lacks, for a mode: all, long, some, smoke, soak, demo, bench or host.
 missing_packages() {
   local tool arch triplet qemu
   has make || echo make
@@ -48,14 +56,18 @@ missing_packages() {
   [ -s /etc/ssl/certs/ca-certificates.crt ] || echo ca-certificates
   [ "$1" != bench ] || has perf || echo linux-perf
   case $1 in demo | bench) return 0 ;; esac
-  [ -e /usr/include/zlib.h ] || echo zlib1g-dev
+  [ "$1" = smoke ] || [ -e /usr/include/zlib.h ] || echo zlib1g-dev
   [ "$1" != host ] || return 0
   has file || echo file
+  has gpg || echo gpg
+  has ssh-keygen || echo openssh-client
   has nm || echo binutils
+  [ "$1" != smoke ] || return 0
   has strace || echo strace
   has valgrind || echo valgrind
+  [ "$1" != long ] || has chromium || echo chromium
   [ "$1" != long ] || echo 'int main;' | clang -fsanitize=fuzzer-no-link,address -xc - -o /dev/null 2>/dev/null || echo clang libclang-rt-dev
-  for tool in cppcheck clang-tidy complexity pmccabe; do has $tool || echo $tool; done
+  for tool in cppcheck clang-tidy; do has $tool || echo $tool; done
   emulated_machines "$1" | while read -r arch triplet qemu; do
     has "$triplet-gcc" || echo "gcc-$triplet"
     has "$qemu-static" || has "$qemu" || echo qemu-user
@@ -85,11 +97,14 @@ install_missing() {
   rm -f "$log"
 }
 
-# Makes build/venv with the pinned packages; the demo needs nats-py alone.
+# Makes build/venv with the pinned packages; the demo needs nats-py alone, the tour one more.
 python_packages() {
   local wanted stamp
   wanted=$(grep '==' devel/tests/requirements.txt)
-  [ "$1" != demo ] || wanted=$(grep '^nats-py==' <<<"$wanted")
+  case $1 in
+    demo) wanted=$(grep '^nats-py==' <<<"$wanted") ;;
+    tour) wanted=$(grep -E '^(nats-py|pygments)==' <<<"$wanted") ;;
+  esac
   stamp=build/venv/$(cksum <<<"$wanted $(python3 --version)" | cut -d' ' -f1)
   [ ! -e "$stamp" ] || return 0
   say "Python packages into build/venv: $(tr '\n' ' ' <<<"$wanted")"
@@ -159,7 +174,7 @@ emulated() {
   local emulator
   emulator=$(command -v "$2-static" || command -v "$2")
   build "ARCH=$1"
-  PROVIDER_RUN=$emulator SLOW=5 black_box "black-box tests of $1 under ${emulator##*/}" "$PWD/build/$1/provider" -n 4 -m "not release and $3"
+  PROVIDER_RUN=$emulator SLOW=5 black_box "black-box tests of $1 under ${emulator##*/}" "$PWD/build/$1/provider" -n 2 -m "not release and $3"
 }
 
 # has_libraries ARCH   whether its static libraries can be had. An archive's index for the rarer machines is at times out of step
@@ -171,12 +186,15 @@ has_libraries() {
   return 1
 }
 
-# The unit tests on 32 bit, with UBSan
+# The unit tests on 32 bit, with UBSan; and on arm64 those of what is in assembler
 emulated_unit_tests() {
   local emulator
   emulator=$(command -v qemu-arm-static || command -v qemu-arm)
-  build ARCH=armhf build/armhf/unit
-  unit_tests "unit tests of armhf under ${emulator##*/}" "$emulator" build/armhf/unit
+  build ARCH=armhf emulated-units
+  RUN=$emulator unit_tests "unit tests of armhf under ${emulator##*/}" devel/tests/unit/run.sh build/armhf/unit*
+  emulator=$(command -v qemu-aarch64-static || command -v qemu-aarch64)
+  build ARCH=arm64 build/arm64/unit_aead
+  RUN=$emulator unit_tests "unit tests of arm64 under ${emulator##*/}" devel/tests/unit/run.sh build/arm64/unit_aead
 }
 
 binaries() {
@@ -184,6 +202,7 @@ binaries() {
   build build/load build/traffic build/bench/floor build/par build/san/par
   build TINY=1
   build FAILING=1
+  build SMALL=1
 }
 
 everything() {
@@ -194,12 +213,19 @@ everything() {
   black_box "black-box tests that measure" "$PWD/build/$native/provider" -m "alone and not long"
   build SAN=1
   export ASAN_OPTIONS=exitcode=99 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1
-  SLOW=3 black_box "black-box tests with sanitizers" "$PWD/build/san/provider" -n 4
+  RACE=0.03 SLOW=3 black_box "black-box tests with sanitizers, and hosts that drop 3 % of what comes early" "$PWD/build/san/provider" -n 4
   [ "$native" = amd64 ] || return 0
   emulated arm64 qemu-aarch64 "not long and not alone"
   has_libraries armhf || return 0
   emulated_unit_tests
   emulated armhf qemu-arm smoke
+}
+
+# What a change is tried with first: nothing that takes long, and the release binary alone.
+smoke() {
+  build
+  unit_tests "unit tests" make -s unit
+  black_box "main paths" "$PWD/build/$native/provider" -q -n 2 -m "smoke and not alone"
 }
 
 long() {
@@ -212,9 +238,15 @@ long() {
   ! has_libraries riscv64 || emulated riscv64 qemu-riscv64 smoke
 }
 
-# real_host [PATH]   the tests of devel/host, with the host at PATH or the one that cargo builds
+pack_for_host() {
+  XDG_CONFIG_HOME=$PWD/build/host build/par pack "$1" --name "NATS messaging" --vendor test --version 0.0.0 --revision 0 "$2"
+}
+
+# real_host [--wadm] [PATH]   the tests of devel/example/host, with the host at PATH or the one that cargo builds
 real_host() {
-  local host=${1:-build/host/host} archive=$PWD/build/host/messaging-nats.par.gz machine
+  local wadm= host archive=$PWD/build/host/messaging-nats.par.gz machine
+  [ "${1:-}" != --wadm ] || { wadm=yes; shift; }
+  host=${1:-build/host/host}
   if [ $# = 0 ] && ! has cargo; then
     echo "There is no cargo to build a host with: install today's stable Rust by rustup (Debian's is too old), or name a host: ./test.sh host PATH" >&2
     exit 1
@@ -223,26 +255,43 @@ real_host() {
   build
   build build/par
   [ $# != 0 ] || build build/host/host
+  if has go && build build/tools/registry build/tools/oras; then
+    export REGISTRY=$PWD/build/tools/registry ORAS=$PWD/build/tools/oras
+  else
+    echo "no registry: there is no go to build it with, or it does not build"
+  fi
+  [ -z "$wadm" ] || build build/tools/wadm
+  [ ! -e build/tools/wadm ] || export WADM=$PWD/build/tools/wadm
   machine=$(uname -m)
   mkdir -p build/host
-  XDG_CONFIG_HOME=$PWD/build/host build/par pack "$archive" --name "NATS messaging" --vendor test --version 0.0.0 --revision 0 "$machine-linux=build/$native/provider"
-  HOST=$(realpath "$host") ARCHIVE=$archive black_box "in a real host" "$PWD/build/$native/provider" -c pytest.ini -p conftest ../host/test_host.py
+  pack_for_host "$archive" "$machine-linux=build/$native/provider"
+  if [ -e build/bench/reference ]; then
+    export REFERENCE_ARCHIVE=$PWD/build/host/reference.par.gz
+    pack_for_host "$REFERENCE_ARCHIVE" "$machine-linux=build/bench/reference"
+  fi
+  PYTHONPATH=harness HOST=$(realpath "$host") ARCHIVE=$archive black_box "in a real host" "$PWD/build/$native/provider" -c pytest.ini -p conftest ../example/host/test_host.py ../example/host/test_wadm.py -rP
 }
 
 case ${1:-} in
-  -h | --help) sed -n '2,17s/^# \{0,1\}//p' "$0"; exit 0 ;;
+  -h | --help) sed -n '2,23s/^# \{0,1\}//p' "$0"; exit 0 ;;
   demo)
     install_missing demo
     python_packages demo
     build
     say demo
-    exec build/venv/bin/python devel/demo.py "build/$native/provider" ;;
+    exec build/venv/bin/python devel/example/demo.py "build/$native/provider" ;;
+  tour)
+    install_missing demo
+    python_packages tour
+    build
+    say tour
+    exec build/venv/bin/python devel/doc/tour.py "build/$native/provider" ;;
   soak)
     install_missing soak
     python_packages all
     binaries
     say soak
-    PROVIDER=$PWD/build/$native/provider exec build/venv/bin/python devel/soak.py "${@:2}" ;;
+    PROVIDER=$PWD/build/$native/provider exec build/venv/bin/python devel/tests/harness/soak.py "${@:2}" ;;
   bench)
     install_missing bench
     python_packages all
@@ -250,16 +299,19 @@ case ${1:-} in
     build build/load build/bench/floor
     reference "${@:2}"
     say bench
+    [ "${2:-}" != growth ] || exec build/venv/bin/python devel/bench/growth.py "${@:3}"
     exec build/venv/bin/python devel/bench/bench.py "${@:2}" ;;
 esac
 
 mode=all
 [ $# = 0 ] || mode=some
-case "$*" in long | host | "host "*) mode=$1 ;; esac
+case "$*" in long | smoke | host | "host "*) mode=$1 ;; esac
 install_missing $mode
 python_packages all
 if [ $mode = long ]; then
   long
+elif [ $mode = smoke ]; then
+  smoke
 elif [ $mode = host ]; then
   real_host "${@:2}"
 elif [ $mode = some ]; then

@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
 """Measures provider binaries side by side: calls a second, latency, CPU, memory, context switches and system calls.
 
     make bench [ROUNDS=5] [ONLY='tls burst'] [PROVIDERS='name=path …'] [WRITE=1]     makes everything this needs, and runs it
@@ -28,10 +29,12 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
-sys.path[:0] = [str(HERE), str(HERE.parent / "tests")]
+sys.path[:0] = [str(HERE), str(HERE.parent / "tests/harness")]
+from idle import measure_idle  # noqa: E402
 from lattice import CONSUMER, KEY, World, environment  # noqa: E402
-from report import Report  # noqa: E402
+from report import Report, write_results  # noqa: E402
 from servers import DEADLINE, Certificates, NatsServer, tls_block  # noqa: E402
+from wire import broker_message  # noqa: E402
 
 LOAD = ROOT / "build/load"
 FLOWS = ("publish", "request", "handle")
@@ -45,11 +48,14 @@ def tell(words):
 
 
 class Setting:
-    """One setting of the load: what differs from 64 in flight, 128 bytes, plain, one subscription, one link."""
+    """One setting of the load: what differs from 64 in flight, 128 bytes, plain, one subscription, one link. `beside`: links that
+    nothing is called on; `silent`: one more link, whose component takes messages and never answers."""
 
-    def __init__(self, group, words, calls, flows=FLOWS, in_flight=64, body=128, tls=False, subjects=1, links=1, floor=True):
+    def __init__(self, group, words, calls, flows=FLOWS, in_flight=64, body=128, tls=False, subjects=1, links=1, beside=0, silent=False,
+                 floor=True):
         self.group, self.words, self.calls, self.flows = group, words, calls, flows
         self.in_flight, self.body, self.tls, self.subjects, self.links, self.floor = in_flight, body, tls, subjects, links, floor
+        self.beside, self.silent = beside, silent
 
     def targets(self, prefix):
         count = max(self.subjects, self.links)
@@ -66,12 +72,13 @@ SETTINGS = [
     Setting("bodies", "bodies of 64 kB (65,536 B)", 1_500, body=65536),
     Setting("bodies", "bodies of 1 MB (1,000,000 B), 4 in flight", 150, body=1_000_000, in_flight=4),
     Setting("tls", "TLS to the lattice and to the link, 128 B", 30_000, tls=True, floor=False),
+    Setting("tls", "TLS to the lattice and to the link, bodies of 8 kB", 6_000, tls=True, body=8192, floor=False),
     Setting("tls", "TLS to the lattice and to the link, bodies of 64 kB", 1_500, tls=True, body=65536, floor=False),
     Setting("subscriptions", "10 subscriptions", 30_000, ("handle",), subjects=10),
     Setting("subscriptions", "100 subscriptions", 30_000, ("handle",), subjects=100),
     Setting("links", "16 links", 30_000, links=16, floor=False),
 ]
-GROUPS = list(dict.fromkeys(s.group for s in SETTINGS)) + ["burst", "start", "syscalls"]
+GROUPS = list(dict.fromkeys(s.group for s in SETTINGS)) + ["burst", "neighbour", "start", "idle", "syscalls"]
 
 
 # ---------------------------------------------------------------- binaries that run
@@ -109,6 +116,7 @@ class Place:
         """A process of this binary with its links (those that call a component, that serve one, or both), all connected."""
         server = self.tls if setting.tls else self.plain
         world = await World(server).open()
+        world.host.make_xkeys()  # the reference has links put on the public one
         run = Run(binary, setting, server, world, self.authority, handler, consumer)
         try:
             await run.start()
@@ -138,6 +146,12 @@ class Run:
                 links.append(self.world.host.handler_link(component, f"in{i}", subscriptions=",".join(lists[i]), **config))
             if self.consumer:
                 links.append(self.world.host.consumer_link(component, **config))
+        for i in range(self.setting.beside):
+            name = f"beside{i}"
+            links.append(self.world.host.handler_link(name, name, subscriptions=self.world.s(name), **config) if self.handler else
+                         self.world.host.consumer_link(name, **config))
+        if self.setting.silent:
+            links.append(self.world.host.handler_link("silent", "silent", subscriptions=self.world.s("silent"), **config))
         return links
 
     def command(self):
@@ -152,10 +166,14 @@ class Run:
 
     async def start(self):
         newest = max(c["cid"] for c in self.server.connections())  # others may be on their way out
+        self.spawn()
+        await self.ready(newest)
+
+    async def ready(self, newest=0):
+        """Waits until its links are connected, of the connections that came after the newest of before."""
         connections = 1 + (1 if self.binary.is_floor else len(self.links()))
         function = f"{self.world.lattice}.{KEY}.{CONSUMER}." + ("*" if self.binary.is_floor else "publish")
         wanted = {*self.subjects, *([function] if self.consumer else [])}
-        self.spawn()
         end = time.monotonic() + DEADLINE
         while True:
             now = [c for c in self.server.connections() if c["cid"] > newest]
@@ -181,13 +199,13 @@ class Run:
     def status(self, field):
         return int(re.search(rf"^{field}:\s+(\d+)", Path(f"/proc/{self.process.pid}/status").read_text(), re.M).group(1))
 
-    async def load(self, flow, *options, calls=None, warm=None, prefix=()):
-        """One run of build/load: its report."""
+    async def load(self, flow, *options, calls=None, warm=None, prefix=(), **others):
+        """One run of build/load: its report. `others`: other arguments than the setting's."""
         s, calls = self.setting, calls or self.setting.calls
         arguments = {"flow": flow, "calls": calls, "warm": calls // 10 if warm is None else warm, "in-flight": s.in_flight, "body": s.body,
                      "lattice": self.server.url, "link": self.server.url, "prefix": self.world.lattice, "key": KEY, "component": "echo",
                      "subject": self.world.s("in" if flow == "handle" else "out"), "links": s.links, "subjects": s.subjects,
-                     "pid": self.process.pid, "wait": 2}
+                     "pid": self.process.pid, "wait": 1, **others}
         process = await asyncio.create_subprocess_exec(
             *prefix, str(LOAD), *(text for name, value in arguments.items() for text in (f"--{name}", str(value))), *options,
             stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE)
@@ -238,25 +256,46 @@ async def measure_burst(place, rounds):
     return result
 
 
-def ask(server, subject, every=0.0002):
-    """Asks until somebody answers, and returns when that was. nats-py would take longer for a question than a provider to start."""
+async def measure_neighbour(place, rounds):
+    """name → {"alone": reports, "beside": reports} of a link with one call in flight: alone, and while another link gets a burst."""
+    binaries = [b for b in place.binaries if not b.is_floor]  # which has one link
+    result = {b.name: {"alone": [], "beside": []} for b in binaries}
+    async with contextlib.AsyncExitStack() as stack:
+        runs = [await stack.enter_async_context(place.running(b, Setting("", "", 3_000, in_flight=1, beside=1), True)) for b in binaries]
+        for r, order in turns(runs, rounds):
+            for run in order:
+                of = result[run.binary.name]
+                of["alone"].append(await run.load("handle", wait=10))
+                burst = run.load("handle", "--burst", calls=BURST, warm=0, component="beside0", subject=run.world.s("beside0"))
+                of["beside"].append((await asyncio.gather(run.load("handle", wait=10), burst))[0])
+            tell(f"beside a burst, round {r + 1}: " + ", ".join(f"{name} {of['alone'][-1]['p99_us']} and {of['beside'][-1]['p99_us']}"
+                                                                for name, of in result.items()) + " µs (p99)")
+    return result
+
+
+def ask(server, subject, payload, expected, every=0.0002):
+    """Asks until somebody answers as expected, and returns when that was. nats-py would take longer for a question than a provider to start."""
     with socket.create_connection(("127.0.0.1", server.port), timeout=DEADLINE) as s:
         s.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         s.sendall(b'CONNECT {"verbose":false,"headers":true,"no_responders":true}\r\nSUB answer 1\r\n')
-        heard = b""
         yield  # connected
-        while b"healthy" not in heard:
-            s.sendall(b"PUB %s answer 0\r\n\r\n" % subject.encode())
-            heard = s.recv(65536)
+        while True:
+            s.sendall(b"PUB %s answer %d\r\n%s\r\n" % (subject.encode(), len(payload), payload))
+            if expected in s.recv(65536):
+                break
             time.sleep(every)
         yield time.perf_counter()
 
 
-async def start_to_health(place, binary):
-    """Milliseconds from exec() to the first answer to "are you well?", of a fresh process with two links."""
+async def start_to_answer(place, binary):
+    """Milliseconds from exec() to the first answer to "are you well?", of a fresh process with two links. The floor knows no such question:
+    to the handshake of its first call."""
     world = await World(place.plain).open()
     run = Run(binary, BASE, place.plain, world, place.authority, True, True)
-    answer = ask(place.plain, world.host.control(f"{KEY}.health"))
+    if binary.is_floor:
+        answer = ask(place.plain, f"{world.lattice}.{KEY}.{CONSUMER}.publish", broker_message(world.s("out")), b"_INBOX.")
+    else:
+        answer = ask(place.plain, world.host.control(f"{KEY}.health"), b"", b"healthy")
     try:
         next(answer)
         began = run.spawn()
@@ -276,8 +315,7 @@ async def measure_start(place, rounds):
                 await asyncio.sleep(0.3)
                 result[binary.name]["idle_kb"].append(run.status("VmRSS"))
                 result[binary.name]["threads"] = run.status("Threads")
-            if not binary.is_floor:  # it answers no health
-                result[binary.name]["start"] += [await start_to_health(place, binary) for _ in range(STARTS)]
+            result[binary.name]["start"] += [await start_to_answer(place, binary) for _ in range(STARTS)]
         tell(f"start and idle memory, round {r + 1}")
     return result
 
@@ -310,8 +348,13 @@ async def measure_all(place, rounds, only):
     result = {"settings": [(s, await measure(place, s, rounds)) for s in SETTINGS if wanted(s.group)]}
     if wanted("burst"):
         result["burst"] = await measure_burst(place, rounds)
+    if wanted("neighbour"):
+        result["neighbour"] = await measure_neighbour(place, rounds)
     if wanted("start"):
         result["start"] = await measure_start(place, rounds)
+    if wanted("idle"):
+        tell("a minute in which nothing happens")
+        result["idle"] = await measure_idle(place, BASE)
     if wanted("syscalls"):
         result["syscalls"] = await measure_syscalls(place)
     return result
@@ -347,7 +390,7 @@ def main():
     report = Report(binaries, result, args.rounds, time.monotonic() - START)
     print("\n" + report.text())
     if args.write or (args.rounds >= 5 and not args.only and not args.binaries):
-        (HERE / "RESULTS.md").write_text(report.text())
+        write_results(whole=report.text())
         for name, svg in report.plots():
             (HERE / name).write_text(svg)
         tell(f"written: {HERE.relative_to(ROOT)}/RESULTS.md")

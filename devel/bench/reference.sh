@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
 # devel/bench/reference.sh    builds wasmCloud's own provider, what `make bench` compares with, as build/bench/reference
 #
 # Takes about three minutes. Cargo.lock names every version and its checksum, but not the registry: cargo's own word for that is

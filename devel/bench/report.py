@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What bench.py measured, in words: the targets, the tables, the plots."""
 import os
 import platform
@@ -8,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from plots import bars, curves
+from plots import bars, curves, growth
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
@@ -53,13 +54,24 @@ def machine():
             f"{system.group(1) if system else '?'}, {output('nats-server', '--version').replace(': v', ' ')}")
 
 
+def origin(binaries, command, seconds, rounds):
+    """When, from what and where figures are, and of which binaries."""
+    return (f"{time.strftime('%Y-%m-%d')}, commit {output('git', '-C', str(ROOT), 'rev-parse', '--short', 'HEAD') or '?'}; `{command}`, "
+            f"{seconds / 60:.0f} minutes.\n{machine()}; servers, load and binaries all on that machine.\n\n"
+            + "".join(f"- {b.name}: {os.path.relpath(b.path, ROOT)}, {b.size:,} bytes, {b.linked}\n" for b in binaries)
+            + f"\nA figure is the median of {rounds} rounds (the smallest–the largest). CPU is that of the provider's process, user and system.\n")
+
+
+TLS_MOST = {128: ("128 B", 0.10), 8192: ("8 kB", 0.35), 65536: ("64 kB", 0.6)}  # body → its words, and the aim
+
+
 class Report:
     def __init__(self, binaries, result, rounds, seconds):
         self.command = " ".join(["./test.sh bench", *sys.argv[1:]])
         self.binaries, self.result, self.rounds, self.seconds = binaries, result, rounds, seconds
         self.flows = {(s.words, flow): runs for s, flows in result["settings"] for flow, runs in flows.items()}
-        self.burst, self.start = result.get("burst"), result.get("start")
-        self.syscalls = result.get("syscalls")
+        self.burst, self.neighbour, self.start = result.get("burst"), result.get("neighbour"), result.get("start")
+        self.idle, self.syscalls = result.get("idle"), result.get("syscalls")
         self.base = next((s.words for s, _ in result["settings"] if s.group == "base"), None)
 
     # targets: (words, ours, the other's, ratio, at most)
@@ -82,6 +94,9 @@ class Report:
         values = (self.start or {}).get(name, {}).get(field)
         return statistics.median(values) if values else None
 
+    def of_idle(self, name, field):
+        return (self.idle or {}).get(name, {}).get(field)
+
     def worst(self, name, field):
         reports = (self.burst or {}).get(name)
         return max(r[field] for r in reports) if reports else None
@@ -96,26 +111,33 @@ class Report:
             for field, words, most in (("p50_us", "p50", 0.5), ("p99_us", "p99", 0.7)):
                 yield self.ratio(f"{words}, {flow}", self.of(self.base, flow, "ours", field), self.of(self.base, flow, "reference", field), most)
         for flow in ("publish", "request", "handle"):
-            yield self.ratio(f"CPU against the floor, {flow}", self.of(self.base, flow, "ours"), self.of(self.base, flow, "floor"), 1.15)
+            yield self.ratio(f"CPU against the floor, {flow}", self.of(self.base, flow, "ours"), self.of(self.base, flow, "floor"), 1.12)
 
     def other_targets(self):
         for s, flows in self.result["settings"]:
             if s.subjects == 100:
                 yield self.ratio("CPU with 100 subscriptions against 1, handle", self.of(s.words, "handle", "ours"),
                                  self.of(self.base, "handle", "ours"), 1.2)
-            if s.tls and s.body == 128:
+            if s.tls:
                 for flow in flows:
-                    yield self.ratio(f"CPU with TLS, 128 B, {flow}", self.of(s.words, flow, "ours"), self.of(s.words, flow, "reference"), 1 / 3)
+                    yield self.ratio(f"CPU with TLS, {TLS_MOST[s.body][0]}, {flow}", self.of(s.words, flow, "ours"),
+                                     self.of(s.words, flow, "reference"), TLS_MOST[s.body][1])
         if self.burst:
             ours, theirs = self.burst.get("ours"), self.burst.get("reference")
             yield self.ratio("CPU, a message of the burst", median(ours, "cpu_us_per_call"), median(theirs, "cpu_us_per_call"), 1 / 12)
             peaks = [None if peak is None else peak / 1000 for peak in (self.worst("ours", "vmhwm_kb"), self.worst("reference", "vmhwm_kb"))]
             yield self.ceiling("resident at most in the burst", *peaks, 8, "MB")
             yield self.ceiling("lost in the burst", self.worst("ours", "lost"), self.worst("reference", "lost"), 0, "messages")
+        if self.neighbour:
+            beside, alone = (median(self.neighbour.get("ours", {}).get(when), "p99_us") for when in ("beside", "alone"))
+            yield self.ratio("p99 of a link beside a burst, against alone", beside, alone, 2)
         idle = [None if kb is None else kb / 1000 for kb in (self.of_start("ours", "idle_kb"), self.of_start("reference", "idle_kb"))]
         yield self.ceiling("resident, idle with two links", *idle, 2.5, "MB")
-        yield self.ratio("start to the first answer about health", self.of_start("ours", "start"), self.of_start("reference", "start"), 1 / 5)
-        yield self.ceiling("size of the binary", self.size("ours"), self.size("reference"), 2.6, "MB")
+        for field, words, most, unit in (("wakes", "wake-ups a minute, idle with two links", 8, "times"), ("cpu_ms", "CPU a minute, idle with two links", 0.7, "ms")):
+            yield self.ceiling(words, self.of_idle("ours", field), self.of_idle("reference", field), most, unit)
+        yield self.ratio("start to the first answer about health", self.of_start("ours", "start"), self.of_start("reference", "start"), 0.17)
+        yield self.ratio("start, against the floor's first handshake", self.of_start("ours", "start"), self.of_start("floor", "start"), 1.5)
+        yield self.ceiling("size of the binary", self.size("ours"), self.size("reference"), 2.15, "MB")
 
     def targets(self):
         return [t for t in (*self.flow_targets(), *self.other_targets()) if t]
@@ -147,11 +169,21 @@ class Report:
         return (f"### Burst: {calls:,} messages of 128 B at once, a fresh process each time\n\n" +
                 table(["binary", "messages a second", "CPU µs a message", "resident at most, MB", "1 s later, MB", "load's CPU µs", "lost, all rounds", "errors"], rows))
 
+    def neighbour_table(self):
+        rows = [(name, when, *(spread([r[f] for r in reports]) for f in ("p50_us", "p99_us", "p999_us")))
+                for name, of in self.neighbour.items() for when, reports in of.items()]
+        return ("### Beside a burst\n\nA link with one call of handle-message in flight: alone, and while another link gets 50,000 messages at once.\n\n" +
+                table(["binary", "", "p50 µs", "p99 µs", "p99.9 µs"], rows))
+
     def start_table(self):
         rows = [(b.name, spread(self.start[b.name]["start"]), spread([kb / 1000 for kb in self.start[b.name]["idle_kb"]]), self.start[b.name]["threads"],
                  f"{b.size / 1e6:.2f}", b.linked) for b in self.binaries]
-        return ("### Start, idle memory, size\n\nWith two plain links. The floor answers no question about its health.\n\n" +
-                table(["binary", "start to health, ms", "resident, MB", "threads", "binary, MB", "linked"], rows))
+        return ("### Start, idle memory, size\n\nWith two plain links. The floor answers no question about its health: its start is to the handshake of its first call.\n\n" +
+                table(["binary", "start to answer, ms", "resident, MB", "threads", "binary, MB", "linked"], rows))
+
+    def idle_table(self):
+        rows = [(name, number(of["wakes"]), f"{of['cpu_ms']:.2f}") for name, of in self.idle.items()]
+        return "### A minute in which nothing happens\n\nWith two plain links; keep-alive included.\n\n" + table(["binary", "wake-ups", "CPU, ms"], rows)
 
     def syscalls_table(self):
         if isinstance(self.syscalls, str):
@@ -168,11 +200,7 @@ class Report:
         return bool(self.base and self.burst and self.start)
 
     def text(self):
-        parts = ["# What `make bench` measured\n",
-                 f"{time.strftime('%Y-%m-%d')}, commit {output('git', '-C', str(ROOT), 'rev-parse', '--short', 'HEAD') or '?'}; `{self.command}`, "
-                 f"{self.seconds / 60:.0f} minutes.\n{machine()}; servers, load and binaries all on that machine.\n\n"
-                 + "".join(f"- {b.name}: {os.path.relpath(b.path, ROOT)}, {b.size:,} bytes, {b.linked}\n" for b in self.binaries),
-                 f"A figure is the median of {self.rounds} rounds (the smallest–the largest). CPU is that of the provider's process, user and system.\n"]
+        parts = ["# What `make bench` measured\n", origin(self.binaries, self.command, self.seconds, self.rounds)]
         parts += [note + "\n" for note in self.notes()]
         targets = self.targets()
         if targets:
@@ -181,7 +209,9 @@ class Report:
         parts.append("## All figures\n")
         parts += self.setting_tables()
         parts += [self.burst_table()] if self.burst else []
+        parts += [self.neighbour_table()] if self.neighbour else []
         parts += [self.start_table()] if self.start else []
+        parts += [self.idle_table()] if self.idle else []
         parts += [self.syscalls_table()] if self.syscalls else []
         return "\n".join(parts + self.size_table())
 
@@ -207,3 +237,47 @@ class Report:
             groups = {flow: {n: self.of(self.base, flow, n) for n in names} for flow in ("publish", "request", "handle")}
             groups["burst"] = {n: median(self.burst[n], "cpu_us_per_call") for n in names}
             yield "cpu.svg", bars(groups)
+
+
+GROWTH = "## How cost grows"
+GROWTH_MOST = 1.1  # of the first point, where that is the aim
+
+
+class GrowthReport:
+    """What growth.py measured."""
+
+    def __init__(self, binaries, curves_of, rounds, seconds):
+        self.binaries, self.curves, self.rounds, self.seconds = binaries, curves_of, rounds, seconds
+        self.command = " ".join(["./test.sh bench growth", *sys.argv[1:]])
+
+    def lines(self, curve):
+        """(flow, name) → size → median"""
+        return {(flow, name): {size: statistics.median(values) for size, values in of.items()}
+                for flow, names in curve.cost.items() for name, of in names.items()}
+
+    def rows(self, curve):
+        for (flow, name), of in self.lines(curve).items():
+            grown = max(of.values()) / of[curve.sizes[0]]
+            met = "–" if not curve.flat or name != "ours" else "yes" if grown <= GROWTH_MOST else "**no**"
+            yield flow, name, *(number(of[size]) if size in of else "–" for size in curve.sizes), number(grown), met
+
+    def table(self, curve):
+        head = ["flow", "binary", *(f"{size:,}" for size in curve.sizes), "most to first", f"at most {GROWTH_MOST:g}"]
+        return f"### {curve.words[0].upper() + curve.words[1:]}\n\n{curve.note}\n\n" + table(head, self.rows(curve))
+
+    def text(self):
+        parts = [GROWTH + "\n", origin(self.binaries, self.command, self.seconds, self.rounds),
+                 "µs of CPU a call, publish, request or handle-message, of 128 B and 64 in flight unless said.\n\n![How the CPU time of a call grows](growth.svg)\n"]
+        wrong = sorted({name for curve in self.curves for name, count in curve.wrong.items() if count})
+        parts += [f"Calls of {', '.join(wrong)} failed or were lost; the figures are those of the calls that succeeded.\n"] if wrong else []
+        return "\n".join(parts + [self.table(curve) for curve in self.curves])
+
+    def plot(self):
+        return growth([(curve.words, curve.sizes, self.lines(curve)) for curve in self.curves], [b.name for b in self.binaries])
+
+
+def write_results(whole=None, growth_part=None):
+    """Writes RESULTS.md anew: what bench.py measured, what growth.py did, or both. The other stays as it was."""
+    path = HERE / "RESULTS.md"
+    before, mark, grown = path.read_text().partition("\n" + GROWTH)
+    path.write_text((whole or before) + ("\n" + growth_part if growth_part else mark + grown))

@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
 """What each library adds to the release binary: a table in Markdown, of bytes in the file, which add up to its size.
 
     make all build/bench/provider && devel/bench/size.py
@@ -18,7 +19,8 @@ from pathlib import Path
 TOP = Path(__file__).resolve().parents[2]
 MAP = TOP / "build/bench/provider.map"
 OWNERS = {"libnats_static.a": "nats.c", "libmbedtls.a": "mbedTLS", "libmbedx509.a": "mbedTLS", "libmbedcrypto.a": "mbedTLS",
-          "libsodium.a": "libsodium", "libjansson.a": "jansson", "libc.a": "glibc", "libgcc.a": "libgcc", "libgcc_eh.a": "libgcc"}
+          "libcrypto.a": "libcrypto", "libsodium.a": "libsodium", "libjansson.a": "jansson", "libc.a": "glibc",
+          "libgcc.a": "libgcc", "libgcc_eh.a": "libgcc"}
 KINDS = {".text": "code", ".rodata": "constants", ".data": "data", ".tdata": "data"}
 
 

@@ -1,11 +1,13 @@
-/* The target "pem" of fuzz.c: what deps/tls.c reads from strangers. Certificates, keys and chains come from configuration,
+/* The target "pem" of fuzz.c: what deps/openssl_shim.c reads from strangers. Certificates, keys and chains come from configuration,
  * as text or as a file; a certificate also comes from whoever answers as a server, and its names end in words for the log.
- * mbedTLS itself is not instrumented, only our side of it, so the fuzzer's own guidance ends where mbedTLS begins. */
+ * mbedTLS itself is not instrumented, only our side of it, so the fuzzer's own guidance ends where mbedTLS begins.
+ *
+ * SPDX-License-Identifier: Apache-2.0 */
 #define _GNU_SOURCE
 #include <stdint.h>
 #include <sys/mman.h>
 
-#include "../../deps/tls.c"
+#include "../../deps/openssl_shim.c"
 
 #define MUST(condition) ((condition) ? (void) 0 : abort())
 
@@ -72,7 +74,7 @@ static void load(const char *text, unsigned choice)
         MUST((info == NULL) == (strstr(text, "-----BEGIN X509 CRL-----") != NULL));
         int ok = info != NULL && X509_STORE_add_cert(SSL_CTX_get_cert_store(ctx), OPENSSL_sk_value(info, 0)->x509);
         if (ok)
-            MUST(SSL_CTX_load_verify_locations(of_file, path, NULL) == 1 && ctx->ca.raw.len == of_file->ca.raw.len);
+            MUST(SSL_CTX_load_verify_locations(of_file, path, NULL) == 1 && ctx->ca == of_file->ca);
     } else if (SSL_CTX_use_PrivateKey(ctx, text) == 1) { /* no certificate: no key can belong to it */
         MUST(mbedtls_pk_get_type(&ctx->key) == MBEDTLS_PK_NONE);
     } else {

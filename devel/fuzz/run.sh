@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
 # devel/fuzz/run.sh SECONDS [TARGET…]   fuzzes each target (or these) for so long, two at a time; `make fuzz` builds and runs
 #
 # First it replays what was found before (found/TARGET). What grows from the seeds stays in build/fuzz/corpus, so that the

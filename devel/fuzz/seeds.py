@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
 """seeds.py DIR    writes DIR/TARGET/… for each target of fuzz.c, and DIR/dictionary, from the captures in devel/tests/golden
 
 Certificates and keys for the target "pem" are made by openssl. The forms of the inputs are told in fuzz.c, at each target.
@@ -72,7 +73,7 @@ def wire_values(lines):
     for text in b"\xc0\x80", b"\xed\xa0\x80", b"\xf4\x90\x80\x80", b"\xff":
         seed("wire", b"\4" + string(text))
         seed("subjects", text)
-    for text in "a.*|q,b.>", "a..b", "a\r\nPUB x 0\r\n\r\n", ">", "a.>.b", "tls://u:p@[::1]:4222", "300", "86400", "0", "*", "q.work|workers, t.>":
+    for text in "a.*|q,b.>", "a..b", "a\r\nPUB x 0\r\n\r\n", ">", "a.>.b", "tls://u:p@[::1]:4222", "nats://a%20b:%22%5c%0d@h.x/y", "[fe80::1%eth0]", "tok%c3%a9n@h:1", "300", "86400", "0", "*", "q.work|workers, t.>":
         seed("subjects", text.encode())
 
 
@@ -100,6 +101,13 @@ def calls(lines):
         seed("calls", head + bytes([1, 1]) + short(request) + bytes([64 + 12, 3]) + short("connexion cassée".encode() + b"\xff"))
         seed("calls", head + bytes([1, 1]) + short(request) + taken + reply)
         seed("calls", head + bytes([1, 1]) + short(request) + taken + nobody)
+        for host in 32, 64, 96:  # callers on a host of 1.9: it acknowledges, is late, or its component is not linked
+            once, twice = bytes([2, host + 1, 0]), bytes([2, host + 1, 0]) * 2
+            seed("calls", head + bytes([0, host + 1]) + short(publish) + taken + bytes([10, 30]) + twice)
+            seed("calls", head + bytes([1, host + 1]) + short(request) + once + taken + reply + bytes([10, 30, 10, 50]) + once)
+            seed("calls", head + bytes([1, host + 1]) + short(request) + taken + bytes([64 + 8, 0]) + bytes([10, 30]) + twice)
+            seed("calls", head + bytes([0, host + 1]) + short(publish[:9]) + bytes([10, 30, 2, host + 1]) + short(publish[9:]) + taken + once)
+            seed("calls", head + bytes([0, host + 1]) + short(publish) + taken + bytes([128 + 10, 250]) * 2)
         seed("calls", head + bytes([1, 1]) + short(request) + bytes([128 + 10, 20]))
         seed("calls", head + bytes([11 + 64, 1, 0, 1]) + short(publish) + bytes([0, 3]) + short(publish) + bytes([12, 1, 12, 1, 12, 1]))
         seed("calls", head + bytes([11 + 64, 1, 14 + 128, 3]) + b"".join(bytes([0, n]) + short(publish) for n in (1, 3, 5)) + taken)
@@ -179,6 +187,8 @@ def certificates():
                     "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1,IP:::1,DNS:*.example,email:a@b," + many)
             add("cert", [1])
             add("key", [5])
+            if kind[0] == "ec":  # whom the target "connect" trusts
+                (out / "ca.pem").write_bytes((Path(directory) / "cert").read_bytes())
         openssl("ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", "ec")
         add("ec", [4])
         openssl("pkcs8", "-topk8", "-in", "ec", "-out", "locked", "-passout", "pass:x")
@@ -205,6 +215,12 @@ def jetstream():
                 seed("jetstream", head + shaken + end)
             seed("jetstream", head + shaken + link_breaks + ok + bytes([252]) + bytes([10]) * 2)
             seed("jetstream", head + lattice_breaks + delivered(how) + late * 4)
+    for link in 0, 5, 34:  # another server: a new connection takes over while the component has a message, or is given up
+        head = bytes([link, 0]) + pulled + delivered(0) + shaken
+        moved = head + bytes([27, link + 64]) + bytes([10]) * 2
+        seed("jetstream", moved + delivered(0, b"x") + ok + bytes([12, 9, 0, 1]) + delivered(0))
+        seed("jetstream", head + link_breaks + bytes([76]) + bytes([27, link + 64]) + bytes([10]) * 2 + ok)
+        seed("jetstream", moved + bytes([11, link]) + bytes([252]) + ok)
     for status in 1, 2, 15, 48:  # the request ends while the component has what it brought
         seed("jetstream", bytes([9, 0]) + pulled + delivered(0) + bytes([9, 1, status, 12]) + delivered(0) + shaken + ok)
     again = bytes([15, 16 + 5, 1]) + short(b"") + short(b"\0")  # a host shakes hands and goes; the next result comes without
@@ -238,6 +254,24 @@ def guarded():
         seed("guard", b"\0" + cuts + bytes([6, 0, 180, 7, 255, 187, 0, 0, 0, 5, 0, 16, 13, 1, 16]))
 
 
+def connecting():
+    """What a server says before the connection stands; the first byte chooses the settings, 1 to 3 are as in connect.c."""
+    def info(**fields):
+        return b"INFO " + json.dumps({"server_id": "X", "version": "2.9.10", "proto": 1, "host": "127.0.0.1", "port": 4222, "headers": True,
+                                      "max_payload": 1048576, "client_id": 1, "nonce": "abc", **fields}).encode() + b"\r\n"
+    hello = bytes.fromhex("160303002a02000026" "0303") + b"r" * 32 + bytes.fromhex("0013030000")  # a ServerHello, without extensions
+    answers = (b"PONG\r\n", b"+OK\r\nPONG\r\n", b"-ERR 'Authorization Violation'\r\n", b"-ERR '\2'\r\n", b"-ERR\r\n", b"P\3O\3NG\r\n", b"\2\r\n", b"x" * 4200)
+    for choice in range(16):
+        for answer in answers:
+            seed("connect", bytes([choice]) + info() + b"\1" + answer)
+        for flags in {"tls_required": True}, {"tls_available": True}, {"auth_required": True}, {"connect_urls": ["a:1", "[::1]:2"]}, {"x": {"y": [1, {}]}}:
+            seed("connect", bytes([choice]) + info(**flags) + b"\1" + hello + b"\1PONG\r\n")
+        seed("connect", bytes([choice]) + hello + hello)
+    for text in (b"", b"\r\n", b"INFO\r\n", b"INFO [1]\r\n", b'INFO {"a":1e99999999999}\r\n', b'INFO {"a":[' + b"{}," * 500 + b"{}]}\r\n", info()[:-1] + b"\3\n", b"INFO " + b"x" * 8000,
+                 b'INFO {"server_id":"a\\u0041","max_payload":-1}\r\n', b"HTTP/1.1 400 Bad Request\r\n\r\n", b"info {}\r\n", b'INFO {"port":"x"}\r\n'):
+        seed("connect", b"\1" + text + b"\1PONG\r\n")
+
+
 def dictionary(host):
     """Words of the source and of the captures, which a fuzzer would be long in finding."""
     source = (HERE.parent.parent / "provider.c").read_text()
@@ -255,4 +289,5 @@ orders(capture, host_data, json.loads((GOLDEN / "xkey.json").read_text()))
 certificates()
 jetstream()
 guarded()
+connecting()
 dictionary(host_data)

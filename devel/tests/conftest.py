@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Fixtures: shared servers, a world for each test, and the line of totals that test.sh sums up."""
 import os
 import signal
@@ -9,6 +10,7 @@ import pytest_asyncio
 
 import lattice
 from lattice import PROVIDER, RUN, World
+from peers import Peer
 from servers import Certificates, Cluster, NatsServer, witnesses
 from traffic import Traffic
 
@@ -88,6 +90,19 @@ def cluster(folder):
     cluster = Cluster(dir=folder).start()
     yield cluster
     cluster.remove()
+
+
+@pytest_asyncio.fixture
+async def peers():
+    """Starts servers that follow a script: await peers(script)."""
+    opened = []
+
+    async def open(script):
+        opened.append(await Peer(script).open())
+        return opened[-1]
+    yield open
+    for peer in opened:
+        await peer.close()
 
 
 @pytest_asyncio.fixture

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How much is with a component at once, and where the rest waits."""
 import asyncio
 

@@ -1,15 +1,18 @@
+# SPDX-License-Identifier: Apache-2.0
 """What `make bench` rests on: the floor does the provider's work to the byte, and build/load does what it is told."""
 import asyncio
 import json
+import re
+import sys
 import urllib.request
 
 import pytest
 
-from lattice import CONSUMER, HERE, until
+from lattice import CONSUMER, TOP, until
 from servers import DEADLINE
 from test_load import LOAD, load
 
-FLOOR = HERE.parent.parent / "build/bench/floor"
+FLOOR = TOP / "build/bench/floor"
 CALLS = 2_000
 pytestmark = [pytest.mark.release]
 
@@ -41,9 +44,9 @@ class Floor:
     """The floor's process, where the world expects a provider."""
 
     @classmethod
-    async def start(cls, world, *subjects):
+    async def start(cls, world, *subjects, prefix=()):
         self = cls()
-        self.process = await asyncio.create_subprocess_exec(FLOOR, world.server.url, world.server.url, world.lattice, world.host.key,
+        self.process = await asyncio.create_subprocess_exec(*prefix, FLOOR, world.server.url, world.server.url, world.lattice, world.host.key,
                                                             "echo", *subjects)
         self.pid = self.process.pid
         for subject in (f"{world.lattice}.{world.host.key}.{CONSUMER}.*", *subjects):
@@ -51,7 +54,7 @@ class Floor:
         return self
 
     async def stop(self):
-        self.process.kill()
+        self.process.terminate()
         await self.process.wait()
 
 
@@ -69,6 +72,19 @@ async def test_floor(worlds, servers, flow):
     finally:
         await other.provider.stop()
     assert [round(n / CALLS) for n in ours] == [round(n / CALLS) for n in floor], (ours, floor)
+
+
+async def test_floor_repeats(world):
+    """The floor repeats its handshake, and the result, to a host that drops what comes early (test_race.py), as the provider does."""
+    world.provider = await Floor.start(world)
+    component = await world.component(serve=False, race=1)
+    await world.respond(world.s("svc"), bytes.upper)
+    bodies = [b"x%d" % i for i in range(100)]
+    calls = await asyncio.gather(*(component.publish(world.s("out"), body) for body in bodies))
+    assert all(call.ok for call in calls), calls
+    calls = await asyncio.gather(*(component.request(world.s("svc"), body, 10000) for body in bodies))
+    assert [call.value.body for call in calls] == [body.upper() for body in bodies]
+    assert component.inboxes.dropped > 0, "the race was there"
 
 
 async def start_links(world, flow, count):
@@ -109,3 +125,13 @@ async def test_report(world):
     times, sizes = zip(*report["trace_ms_kb"])
     assert len(times) > 10 and sorted(times) == list(times) and max(sizes) <= provider.status("VmHWM"), report
     assert LOAD.exists()
+
+
+@pytest.mark.parametrize("args", [["3", "--stood", "0", "--away", "1"], ["--paper", "100"]], ids=["in truth", "on paper"])
+async def test_fleet(args):
+    """`make fleet`: all come back, and it is said when; on paper as well."""
+    process = await asyncio.create_subprocess_exec(sys.executable, TOP / "devel/bench/fleet.py", *args, stdout=asyncio.subprocess.PIPE)
+    out = (await asyncio.wait_for(process.communicate(), 6 * DEADLINE))[0].decode()
+    assert process.returncode == 0
+    assert re.search(r"gateways, server away for .* back after [\d.]+ s in the median, [\d.]+ s the last; in the busiest second \d+ gateways", out), out
+    assert "--paper" in args or re.search(r"resident memory of each, in the median: \d+ kB before, \d+ kB after", out), out

@@ -1,8 +1,10 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a host orders: links put and deleted, configuration updated, health asked for, shutdown."""
 import asyncio
 import base64
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -12,7 +14,7 @@ from nats.errors import TimeoutError as NatsTimeout
 
 import lattice
 import wire
-from lattice import until
+from lattice import flush, until
 from servers import SLOW, free_port
 
 pytestmark = pytest.mark.smoke
@@ -303,6 +305,28 @@ async def test_shutdown_lets_a_component_finish(world):
     assert provider.log("counts: received=1 handled=1 .* open=0"), provider.lines
 
 
+@pytest.mark.parametrize("how", ["order", "signal"])
+async def test_shutdown_counts_what_was_not_read(world, servers, how, count=3000):
+    """What waited in the socket while the link paused is dropped and counted, and the component is not called any more."""
+    server = servers()
+    provider = await world.start(world.host.handler_link(url=server.url, subscriptions="in", max_in_flight="5"))
+    component = await world.component(by_hand=True)
+    outside = await world.client(server)
+    for _ in range(count):
+        await outside.publish("in", bytes(500))
+    await flush(outside)
+    for _ in range(5):
+        await component.invocation()
+    if how == "order":
+        await world.host.shutdown(timeout=20 * SLOW)
+    else:
+        provider.send_signal(signal.SIGTERM)
+    await provider.wait_exit()
+    counts = {name: int(n) for name, n in re.findall(r"(\w+)=(\d+)", provider.log("-> echo .*counts:")[-1])}
+    assert counts["received"] == counts["dropped"] >= 5 and counts["open"] == 0, counts
+    assert component.invocations.empty()
+
+
 async def test_shutdown_does_not_wait_for_ever(world):
     """A component that never answers holds it up for 250 ms and no longer: a host kills after 300 ms."""
     provider = await world.start(world.host.handler_link(subscriptions=world.s("in")))
@@ -335,9 +359,9 @@ async def test_shutdown_flushes_first(world):
             await out.next_msg(2)
 
 
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT], ids=lambda s: s.name)
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP], ids=lambda s: s.name)
 async def test_signals(world, how):
-    """Both end it as an order does: what is in flight gets its time, exit code 0."""
+    """Each ends it as an order does: what is in flight gets its time, exit code 0."""
     provider = await world.start(world.host.consumer_link(), world.host.handler_link(subscriptions=world.s("in")))
     asked = await world.listen(world.s("svc"))
     call = await (await world.component(serve=False)).start("request", wire.request_params(world.s("svc"), b"x", 10000))

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Faults under load: servers that are killed, paths that go silent, providers and components that go away, certificates and
 credentials that end, storage that is full. After each, every message is accounted for, and nothing is lost through JetStream."""
 import asyncio
@@ -10,7 +11,7 @@ import pytest
 
 from lattice import until
 from servers import DEADLINE, SLOW, Accounts, Proxy, nats_server_of, tls_block
-from traffic import CALLS, Site, check
+from traffic import CALLS, RATE, Site, check
 
 PING = 1  # s, where a silent path is to be noticed quickly
 
@@ -55,6 +56,7 @@ async def test_server_killed(site, which, binary=None):
         server.stop(signal.SIGKILL)
     await s.provider.wait_log("connection lost", count=4 if which == "link" else 1)
     if which == "link":  # while it is down, calls fail at once and in words
+        await s.flows["publish"].progress("words")  # what was answered before has come
         await s.flows["publish"].tell("mark")
         before = await s.flows["publish"].report()
         after = await s.flows["publish"].progress("words")
@@ -136,7 +138,7 @@ async def test_silent_link(site, directions, ping=PING):
     s = await site(paths=["link"], ping=ping, flows=flows)
     seconds = await goes_silent(s, "link", ping, directions, "connection lost: silent", len(flows))
     first_ping = 2 if directions == ("to server",) else 0  # of nats-server, so long after connecting: a sign of life
-    assert seconds <= 2 * ping + first_ping + 0.3 * SLOW, seconds
+    assert seconds <= 2 * ping + first_ping + 0.7 * SLOW, seconds
     await s.world.host.unhealthy("silent|connect")
     await asyncio.gather(*(s.flows[flow].progress("words", 1) for flow in CALLS))
     s.paths["link"].speak()
@@ -149,7 +151,7 @@ async def test_silent_lattice(site, directions, ping=PING):
     """The lattice's path is watched in the same way; what its component did not answer meanwhile is counted."""
     s = await site(paths=["lattice"], ping=ping)
     seconds = await goes_silent(s, "lattice", ping, directions, "lattice .*connection lost: silent", 1)
-    assert seconds <= 2 * ping + 0.3 * SLOW, seconds
+    assert seconds <= 2 * ping + 0.7 * SLOW, seconds
     s.paths["lattice"].speak()
     await s.recovered()
     check(*await s.settle(), lattice_stood=False)
@@ -163,17 +165,17 @@ async def test_silence_without_load(site, path):
         await flow.tell("rate 0")
     await s.settle()
     seconds = await goes_silent(s, path, PING, (), "connection lost: silent", 1)
-    assert seconds <= 2 * PING + 0.3 * SLOW, seconds
+    assert seconds <= 2 * PING + 0.7 * SLOW, seconds
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("path", ["lattice", "link"])
 async def test_silent_for_the_default_time(site, path):
-    """Without any setting, 40 s."""
+    """Without any setting, 60 s."""
     s = await site(paths=["lattice", "link"], hang=20)
     link = path == "link"
-    seconds = await goes_silent(s, path, 20, (), "connection lost: silent", 4 if link else 1)
-    assert 20 < seconds <= 40.3, seconds
+    seconds = await goes_silent(s, path, 30, (), "connection lost: silent", 4 if link else 1)
+    assert 30 < seconds <= 64, seconds
     s.paths[path].speak()
     await s.recovered()
     check(*await s.settle(), link_stood=not link, lattice_stood=link)
@@ -183,7 +185,7 @@ async def test_silent_for_the_default_time(site, path):
 
 async def test_provider_killed(site):
     """The provider killed with -9, and started again by its host with the same host data."""
-    s = await site(hang=2)  # whoever calls a provider that is killed waits in vain
+    s = await site(hang=int(2 * SLOW))  # whoever calls a provider that is killed waits in vain
     for _ in range(2):
         before = await s.flows["stream"].report()
         await s.provider.stop(signal.SIGKILL)
@@ -252,7 +254,7 @@ async def test_certificate_expires_and_is_replaced(site, authority):
     check(reports, counts)
     s.server.stop().start()
     for flow in s.flows.values():
-        await flow.tell("rate 500")
+        await flow.tell(f"rate {RATE}")
     assert "expired" in await s.world.host.unhealthy("certificate")
     await asyncio.gather(*(s.flows[flow].progress("words", 1) for flow in CALLS))
     s.server.reload(beside_tls(*authority.issue("replaced")))
@@ -310,7 +312,7 @@ async def test_storage_full(site, binary=None):
     await stream.tell("handles 0")
     await stream.tell("rate 20000")
     await stream.progress("refused", 10, timeout=6 * DEADLINE)
-    await stream.tell("rate 500")
+    await stream.tell(f"rate {RATE}")
     await stream.tell("handles 1000000")
     await stream.progress("acked", 500, timeout=6 * DEADLINE)
     check(*await s.settle())

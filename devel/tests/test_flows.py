@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The three flows: publish, request, handle-message, in every size and with everything that goes wrong."""
 import asyncio
 
@@ -473,9 +474,11 @@ async def test_subject_from_outside_that_is_not_utf8(world):
     echo = await world.component()
     raw_publish(world.server, world.s("").encode() + b"\xff\xfe.x", b"bad")
     raw_publish(world.server, world.s("x").encode(), b"bad reply", reply=b"\xff.\xfe")
+    raw_publish(world.server, world.s("x").encode() + b"\0.y", b"for another subject")
+    raw_publish(world.server, world.s("x").encode(), b"for another subject", reply=b"a\0b")
     await world.nc.publish(world.s("x"), b"good")
-    while (await echo.next()).body != b"good":
-        pass
+    while (message := await echo.next()).body != b"good":
+        assert message.body != b"for another subject", message
 
 
 async def test_forged_messages_to_inboxes(world):

@@ -1,13 +1,16 @@
+# SPDX-License-Identifier: Apache-2.0
 """Start: what comes on standard input, and what a person who starts the provider by hand gets to see."""
 import asyncio
 import base64
 import json
 import os
 import re
+import subprocess
 
 import pytest
 
 from lattice import GOLDEN, PROVIDER, RUN, Provider, environment, golden_host_data, run_provider
+from servers import Accounts
 
 SECRET = "SUADEADBEEFSECRET"
 
@@ -237,8 +240,9 @@ async def test_check_link(tmp_path):
 
 
 @pytest.mark.parametrize("value, pattern", [
-    (b"nonsense", "(?i)json|base64"), (without("provider_key"), "provider_key"), (changed(provider_key="a b"), "provider_key"), (b"", "(?i)empty|host data|json")],
-    ids=["nonsense", "no provider key", "bad provider key", "empty"])
+    (b"nonsense", "(?i)json|base64"), (without("provider_key"), "provider_key"), (changed(provider_key="a b"), "provider_key"), (b"", "(?i)empty|host data|json"),
+    ({"subscriptions": "a"}, 'no link, such as {"source_id"')],
+    ids=["nonsense", "no provider key", "bad provider key", "empty", "a link's configuration alone"])
 async def test_check_refuses(tmp_path, value, pattern):
     """Exit code 1 and one clear sentence."""
     code, out, err = await run_provider("--check", written(tmp_path, value))
@@ -261,6 +265,110 @@ async def test_check_refuses_configuration(tmp_path, config, pattern):
     code, out, err = await run_provider("--check", written(tmp_path, link_with(**config)))
     assert code == 1
     assert pattern in out + err
+
+
+SLIPS = pytest.mark.parametrize("config, words", [
+    ({"subscription": "a"}, "there is no key subscription; did you mean subscriptions?"), ({"cluster_uri": "nats://h"}, "did you mean cluster_uris?"),
+    ({"max_in_flight": 5}, "max_in_flight is no string, and is ignored"), ({"colour": "red"}, "there is no key colour"),
+    ({"subscriptions": "s.>,x,s.b|q"}, "subscriptions s.> and s.b|q overlap: what matches both comes twice")], ids=str)
+
+
+@SLIPS
+async def test_check_finds_slips(tmp_path, config, words):
+    """What the provider would take no notice of is named, and the exit code is 1."""
+    code, out, err = await run_provider("--check", written(tmp_path, link_with(**config)))
+    assert code == 1 and words in out and "slip" in err, out + err
+
+
+@SLIPS
+async def test_put_warns_of_slips(world, config, words):
+    """The same, once, in the log of a provider that runs."""
+    link = world.host.handler_link(subscriptions=world.s("in"))
+    link["source_config"].update(config)
+    provider = await world.start(link)
+    await provider.wait_log(re.escape(words))
+    await world.host.put(link)
+    await world.host.put(world.host.consumer_link("other"))
+    await world.link_works("other")
+    assert len(provider.log(re.escape(words))) == 1
+
+
+# what --check says of a link, each in a line of its own
+FAULTS = {
+    "each server": ({"cluster_uris": "http://h,ws://h,nats://h:99999,nats://,nats://a b,h"}, [
+        "number 1 does not begin with nats://", "number 2 does not begin with nats://", "number 3 has a port", "number 4 has no host", "number 5 has a space"]),
+    "each consumer": ({"consumers": json.dumps([{"stream": "S", "consumer": "c"}, {"consumer": "c"}, {"stream": "a.b", "consumer": "c"}, 7, {"stream": "S", "consumer": "c"},
+                                                {"stream": "S", "consumer": "d", "max_bytes": "10"}, {"stream": "S", "consumer": "e", "durable": True}])}, [
+        "consumers: entry 2 has no stream", "consumers: entry 3: its stream has", "consumers: entry 4 is no", "consumers: entry 5 names the same as entry 1",
+        "consumers: entry 6: its max_bytes is no number", "consumers: entry 7: there is no key durable"]),
+    "a list in JSON that is none": ({"consumers": "[{'stream':'S','consumer':'c'}]"}, ["consumers is no JSON list like"]),
+    "subscriptions": ({"subscriptions": "a,b c,d..e,f|g h"}, ['number 2, "b c"', 'number 3, "d..e"', 'number 4, "f|g h"']),
+    "several keys": ({"tls_first": "yes", "max_in_flight": "0", "subscription": "a", "ping_interval_sec": 5}, [
+        "tls_first is neither true nor false", "max_in_flight is no number", "did you mean subscriptions?", "ping_interval_sec is no string"]),
+    "escaped line ends": ({"tls_ca": "-----BEGIN CERTIFICATE-----\\nMIIB\\n-----END CERTIFICATE-----\\n"}, [r"tls_ca is no PEM text, or its line ends are written as \n"]),
+    "damaged PEM": ({"tls_ca": "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n"}, ["tls_ca: its certificate cannot be used: it is damaged"]),
+    "a file that is not there": ({"tls_ca_file": "/no/such.pem"}, ["tls_ca_file: No such file or directory"]),
+    "a file that is none": ({"tls_ca_file": "/dev/null"}, ["tls_ca_file: it is no regular file"]),
+    "nothing to do": ({"subscriptions": ""}, ["neither subscriptions nor consumers: no message will come"]),
+}
+
+
+@pytest.mark.parametrize("config, words", FAULTS.values(), ids=FAULTS)
+async def test_check_tells_all_faults(tmp_path, config, words):
+    """Not only the first: all that is wrong with a link, each in a line, and exit code 1; a good link beside it is still described."""
+    data = changed(link_definitions=[link_with(**config), golden_host_data()["link_definitions"][1]])
+    code, out, err = await run_provider("--check", written(tmp_path, data))
+    assert code == 1 and "serves the component's publish and request" in out
+    told = [line for line in out.splitlines() if re.match("    (wrong|look here) ", line)]
+    assert len(told) == len(words), out + err
+    for line, said in zip(told, words):
+        assert said in line, out + err
+
+
+async def test_check_tells_of_certificates(tmp_path, authority, stranger):
+    """A client certificate that has expired, a key of another, a key with a pass phrase, Ed25519; a CA that has expired. A good one passes."""
+    cert, key = (path.read_text() for path in authority.issue("check"))
+    expired = authority.issue("check-expired", expired=True)
+    run = lambda *args: subprocess.run(["openssl", *args], cwd=tmp_path, check=True, capture_output=True)
+    run("ec", "-in", str(authority.dir / f"{authority.name}-check.key"), "-aes128", "-passout", "pass:word", "-out", "locked.key")
+    run("req", "-x509", "-newkey", "ed25519", "-nodes", "-subj", "/CN=ed", "-keyout", "ed.key", "-out", "ed.pem")
+    read = lambda name: (tmp_path / name).read_text()
+    other = stranger.issue("check")[1].read_text()
+    cases = [({"tls_cert": cert, "tls_key": key, "tls_ca": authority.ca}, None), ({"tls_cert": cert, "tls_key": other}, "tls_key: .*does not belong to the certificate"),
+             ({"tls_cert": expired[0].read_text(), "tls_key": expired[1].read_text()}, "tls_cert: .*expired on 2020-02-01"), ({"tls_ca": expired[0].read_text()}, "tls_ca: .*expired on 2020-02-01"),
+             ({"tls_cert": cert, "tls_key": read("locked.key")}, "tls_key: .*encrypted"), ({"tls_cert": read("ed.pem"), "tls_key": read("ed.key")}, "tls_(cert|key): ."),
+             ({"tls_ca_file": str(expired[0])}, "tls_ca_file: .*expired on 2020-02-01"), ({"tls_cert": cert}, "belong together")]
+    for config, pattern in cases:
+        code, out, err = await run_provider("--check", written(tmp_path, link_with(**config)))
+        told = re.findall("(?m)^    (?:wrong|look here) +(.*)$", out)
+        assert code == bool(pattern) and len(told) == bool(pattern) and all(re.search(pattern, line) for line in told), out + err
+
+
+async def test_check_tells_of_a_foreign_seed(tmp_path):
+    """A JWT and the seed of another user."""
+    accounts = Accounts()
+    jwt, seed = accounts.user()
+    for other, said in ((seed, 0), (accounts.user()[1], 1)):
+        code, out, err = await run_provider("--check", written(tmp_path, link_with(client_jwt=jwt, client_seed=other)))
+        assert code == said and out.count("client_jwt is of another user than client_seed") == said, out + err
+
+
+async def test_slips_of_the_defaults(world, tmp_path):
+    """What is no key in the provider's own configuration is named as well: by --check, and by one that starts."""
+    config = {"cluster_urls": "nats://h", "lattice_tls_fist": "true", "lattice_service": "false", "lattice_ping_interval_sec": "5"}
+    code, out, err = await run_provider("--check", written(tmp_path, changed(config=config)))
+    assert code == 1 and "did you mean cluster_uris?" in out and "did you mean lattice_tls_first?" in out and out.count("look here") == 2, out + err
+    provider = await world.start(config=config)
+    assert len(provider.log("provider .*did you mean")) == 2
+
+
+async def test_put_tells_several_faults(world):
+    """Health and log of a provider that runs name as many as fit, and how many others; and what is only odd, once."""
+    provider = await world.start(world.host.handler_link("idle"))
+    await world.host.put(world.host.handler_link("echo", subscriptions="a..b", max_in_flight="0", tls_first="yes", consumers=json.dumps([{}] * 8)))
+    words = await world.host.unhealthy("echo.*tls_first is neither.*; max_in_flight is no number.*; and [0-9]+ others")
+    assert len(provider.log("not started: ")) == 1, words
+    assert len(provider.log("link messaging-nats -> idle .*no message will come")) == 1
 
 
 async def test_check_of_no_file(tmp_path):

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """TLS with peers that break it: each is refused, or the connection given up, in words; and what mends itself comes back."""
 import asyncio
 import os

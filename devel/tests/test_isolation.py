@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One link that hangs keeps no other waiting: the loop never blocks."""
 import statistics
 import time

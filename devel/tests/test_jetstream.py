@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Pull consumers of JetStream: at least once, no faster than the component, and in words when something is wrong."""
 import asyncio
 import json
@@ -50,10 +51,10 @@ async def stream(world, servers, folder):
     return Stream(server, js)
 
 
-def link(world, stream, *consumers, component="echo", **config):
+def link(world, stream, *consumers, component="echo", url=None, **config):
     """A handler link that takes messages from consumers, names or whole entries."""
     entries = [c if isinstance(c, dict) else {"stream": STREAM, "consumer": c} for c in consumers or [CONSUMER]]
-    return world.host.handler_link(component, url=stream.server.url, consumers=json.dumps(entries), **config)
+    return world.host.handler_link(component, url=url or stream.server.url, consumers=json.dumps(entries), **config)
 
 
 async def counts(provider):

@@ -1,12 +1,15 @@
+# SPDX-License-Identifier: Apache-2.0
 """Links and the connections they ask for: names, addresses, credentials, TLS, and servers that come and go."""
 import asyncio
+import json
+import re
 import signal
 import ssl
 
 import pytest
 
 import wire
-from lattice import Host, Provider, World, until
+from lattice import Host, Provider, World, run_provider, until
 from servers import SLOW, Accounts, free_port, nats_server_version, tls_block
 
 
@@ -158,6 +161,50 @@ async def test_lattice_with_jwt(servers, worlds):
     world = await worlds(server, user_jwt_cb=credentials, signature_cb=sign)
     await world.start(lattice_rpc_user_jwt=jwt, lattice_rpc_user_seed=seed)
     await world.put(world.host.consumer_link(client_jwt=jwt, client_seed=seed))
+    assert (await (await world.component(serve=False)).publish("x")).ok
+
+
+@pytest.mark.parametrize("written", [lambda text: text, lambda text: "  \r\n" + text.replace("\n", "\r\n")], ids=["as nsc writes it", "with CR LF and blanks"])
+async def test_whole_creds_file(world, servers, written):
+    """client_jwt takes what stands in a .creds file, as people have it."""
+    accounts = Accounts()
+    far = servers(accounts.config)
+    jwt, seed = accounts.user()
+    await world.start(world.host.consumer_link(url=far.url, client_jwt=written(Accounts.credentials(jwt, seed))))
+    assert (await (await world.component(serve=False)).publish("x")).ok
+
+
+DAY = 86400  # s
+
+
+@pytest.mark.parametrize("expires, words", [(None, None), (30 * DAY, None), (3.5 * DAY, "expires on 20.* in 3 days: give it a new one"),
+                                            (-DAY, "has expired, on 20.*: give it a new one")], ids=str)
+async def test_jwt_that_ends_soon(world, servers, tmp_path, expires, words):
+    """A user's JWT that ends within a week, or has ended, is worth a warning: of a link, also by --check, and of the lattice."""
+    accounts = Accounts()
+    far = servers(accounts.config)
+    jwt, seed = accounts.user(expires)
+    link = world.host.consumer_link(url=far.url, client_jwt=Accounts.credentials(jwt, seed))
+    data = {**world.host.data, "lattice_rpc_url": far.url, "lattice_rpc_user_jwt": jwt, "lattice_rpc_user_seed": seed}
+    lattice = await Provider.start(data)
+    provider = await world.start(link, ready=False)
+    await provider.wait_log(r"default.: (connected|cannot connect)")
+    await lattice.wait_log(r"lattice .*(connected|cannot connect)")
+    for one, whose in (provider, "link"), (lattice, "lattice"):
+        assert len(one.log(f"WARN +{whose} .*the JWT of its user {words}")) == (1 if words else 0), one.lines
+    await lattice.stop()
+    for value in link, data:
+        (tmp_path / "it").write_text(json.dumps(value))
+        code, out, err = await run_provider("--check", tmp_path / "it")
+        assert code == (1 if words else 0), out + err
+        assert bool(re.search(f"the JWT of its user {words}", out)) == bool(words), out
+
+
+async def test_nkey_user(world, servers):
+    """client_seed alone is a user that the server knows by an nkey."""
+    user = Accounts.pair("USER")
+    far = servers(f'authorization {{ users: [ {{ nkey: {user.public_key.decode()} }} ] }}')
+    await world.start(world.host.consumer_link(url=far.url, client_seed=bytes(user.seed).decode()))
     assert (await (await world.component(serve=False)).publish("x")).ok
 
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Many calls: none fails, none is lost, and the provider's memory does not grow. Driven by build/load, since Python is too slow."""
 import asyncio
 import json
@@ -6,12 +7,13 @@ import signal
 
 import pytest
 
-from lattice import HERE
+from lattice import TOP
 from servers import DEADLINE
 
-LOAD = HERE.parent.parent / "build/load"
+LOAD = TOP / "build/load"
 CALLS = 50_000
 PAGES = 32  # kB: a moment that needs one block more than any before touches a page; seen: one page, once in some runs
+BUFFERS = 128  # kB by which the write buffers of nats.c may have grown meanwhile, for a batch that was larger than all before
 pytestmark = [pytest.mark.release, pytest.mark.alone]
 
 
@@ -61,7 +63,7 @@ async def arena(provider):
 @pytest.mark.parametrize("flow", ["publish", "request", "handle"])
 async def test_a_million_calls(world, flow):
     """1,000,000 calls with 64 in flight: no error, none lost, and from the 10,000th to the last neither resident memory nor the arena grows (48 bytes in
-    a thousand calls would show)."""
+    a thousand calls would show in what is in use of it)."""
     provider = await start(world, flow)
     assert (await load(world, flow, calls=10_000))[0] == 0
     before = await arena(provider)
@@ -69,8 +71,9 @@ async def test_a_million_calls(world, flow):
     after = await arena(provider)
     print(f"{flow}: kB of the arena in use, at most, log lines lost: {before} before, {after} after")
     assert code == 0 and report["done"] == 1_000_000 and not report["errors"] and not report["lost"], report
-    assert max(report["rss_kb"]) <= report["rss_kb"][1] + PAGES and len(report["rss_kb"]) == 101, report["rss_kb"]
-    assert after[0] <= before[0] + PAGES and after[1] <= before[1] + PAGES and after[2] == 0  # nats.c's buffers grow with the largest batch
+    assert after[0] <= before[0] + PAGES and after[1] <= before[1] + BUFFERS and after[2] == 0
+    # what a busier moment touches for the first time is resident then: buffers, and slots of calls, of which there are 1,024
+    assert max(report["rss_kb"]) <= report["rss_kb"][1] + BUFFERS and len(report["rss_kb"]) == 101, report["rss_kb"]
 
 
 @pytest.mark.parametrize("flow", ["publish", "request", "handle"])

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The log on stderr: its two formats, its levels, and that it does not run away."""
 import json
 import re

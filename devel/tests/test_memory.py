@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Memory that is short in every place: errors in words, at most a connection that comes back, and never a byte of a body that
 is read as a command. Three binaries: the release, one with a tiny arena (make TINY=1), and one whose malloc fails at random
 (make FAILING=1). Between them and their servers stand relays that hold every byte against the protocol."""
@@ -5,6 +6,7 @@ import asyncio
 import os
 import random
 import re
+import resource
 import signal
 from pathlib import Path
 
@@ -12,11 +14,11 @@ import pytest
 import pytest_asyncio
 
 import wire
-from lattice import HERE, flush, until
+from lattice import TOP, flush, promised_kb, until
 from peers import Checker, Peer, greet, hold, say
 from servers import SLOW, tls_block
 
-BUILD = HERE.parent.parent / "build"
+BUILD = TOP / "build"
 TINY, FAILING = str(BUILD / "tiny/provider"), str(BUILD / "failing/provider")
 MEGABYTE, TINY_MAX = 1048576, 131072
 EVIL = b"\r\nPUB evil 0\r\n\r\n"
@@ -99,7 +101,7 @@ async def test_256_large_calls(checked, function):
     print(f"{function}: {in_words(outcomes)}, {provider.status('VmHWM')} kB resident at most, lost: {lost(provider)}")
     assert outcomes.count("ok") >= 1 and "failed" not in outcomes
     assert not lost(provider)
-    assert provider.status("VmHWM") < 24 * 1024
+    assert provider.status("VmHWM") < promised_kb()
     for i in range(3):
         await world.host.healthy()
         call = await echo.call(function, params(i))
@@ -162,6 +164,100 @@ async def test_messages_cut_off_leave_no_memory(world):
             await peer.close()
     assert (await good.publish(world.s("out"), b"x" * (MEGABYTE - 1000))).ok
     assert provider.status("VmRSS") < 16000, "30 MB came and were cut off"
+
+
+@pytest.mark.parametrize("order", ["linkdefs.put", "config.update", "linkdefs.del"])
+async def test_order_that_no_memory_is_enough_for(world, order):
+    """An order that takes more than the arena, as JSON, is lost in words; what comes after it is obeyed."""
+    provider = await world.start()
+    await world.nc.publish(world.host.control(f"{world.host.key}.{order}"), b'{"junk":[' + b"1," * 510000 + b"1]}")
+    await world.host.put(world.host.consumer_link("later"))
+    await provider.wait_log("takes too much memory, and is lost")
+    await world.link_works("later")
+
+
+# ---------------------------------------------------------------- what links keep
+
+BUNDLE = 220_000  # bytes of PEM: as many as Debian's bundle has
+
+
+async def arena_kb(provider):
+    """What of the arena is in use."""
+    provider.send_signal(signal.SIGUSR1)
+    before = len(provider.log("kB of the arena in use"))
+    return int(re.search(r"(\d+) kB of the arena", await provider.wait_log("kB of the arena in use", count=before + 1)).group(1))
+
+
+@pytest.mark.parametrize("form", ["of each link", "as a secret", "of the provider"])
+async def test_bundle_of_32_links(world, servers, authority, form):
+    """A bundle of CAs that all links name is kept once. All of them come up, and again when their server has been away."""
+    bundle = authority.ca * (BUNDLE // len(authority.ca)) + "\n"
+    far = servers(tls_block(*authority.issue("bundle")))
+    keys = {} if form == "of the provider" else {"tls_ca": bundle}
+    if form == "as a secret":
+        world.host.make_xkeys()
+        keys = {"secrets": {"tls_ca": authority.ca * (BUNDLE // 4 // len(authority.ca))}}  # as JSON each byte has four
+    links = [world.host.consumer_link(f"c{i}", url=f"tls://{far.address}", **keys) for i in range(32)]
+    provider = await world.start()
+    if form == "of the provider":
+        await world.host.update_config({"tls_ca": bundle})
+    before = await arena_kb(provider)
+    await world.host.put(*links)
+    await world.host.healthy(60 * SLOW)
+    await until(lambda: len(provider.log("connected to")) == 33, "all of them are up", 60 * SLOW)
+    for _ in range(2):
+        used = await arena_kb(provider) - before
+        assert used < 32 * 120 + 3 * len(bundle) // 1024, f"{used} kB"
+        far.stop()
+        await world.host.unhealthy("c0 ")
+        far.start()
+        await world.host.healthy(90 * SLOW)
+    assert not provider.log("memory")
+    for link in links:
+        await world.host.delete(link)
+    await until(lambda: len(provider.log("deleted$")) == 32, "all of them are deleted")
+
+
+async def test_link_that_wants_to_keep_too_much(world):
+    """What a link may keep has a limit; words name what is too large. One that runs goes on as it is."""
+    good = world.host.consumer_link("good")
+    provider = await world.start(good)
+    large = "-----BEGIN CERTIFICATE-----" + "x" * 300_000
+    await world.host.put(world.host.consumer_link("bad", tls_ca=large), world.host.consumer_link("many", **{f"k{i}": "" for i in range(5000)}))
+    await provider.wait_log("bad -> .*not started: its settings take 29. kB, most of it tls_ca, and more than 256 kB are not kept")
+    await provider.wait_log("many -> .*not started: its settings take .* kB, most of it ")
+    await world.host.put(world.host.consumer_link("good", tls_ca=large))
+    await provider.wait_log("good -> .*its new settings are not used: its settings take 29. kB, most of it tls_ca")
+    await world.host.update_config({"tls_ca": large})
+    await provider.wait_log("its new configuration is not used: its settings take 29. kB, most of it tls_ca")
+    await world.link_works("good")
+    for name in "bad", "many":
+        await world.host.delete(world.host.consumer_link(name))
+    await world.host.put(good)
+    await world.host.healthy()
+    assert await arena_kb(provider) < 1000
+
+
+async def test_delete_gets_through(world, servers):
+    """However many puts fill the memory, a delete is obeyed, also if its put still waits: nothing is left that was deleted."""
+    far = servers()
+    links = [world.host.consumer_link(f"c{i}", url=far.url, junk=f"{i}" + "x" * 200_000) for i in range(40)]
+    provider = await world.start(world.host.consumer_link("first", url=far.url), binary=own(TINY))
+    for link in links:
+        await world.host.put(link)
+    await provider.wait_log("memory is short: what came on .*linkdefs.put waits")
+    for link in links:
+        await world.host.delete(link)
+    await world.host.delete(world.host.consumer_link("first"))
+    await until(lambda: not far.connections(), "no link is left", 30 * SLOW)
+
+    async def put_last():  # which may have to be put once more: see LOST_ORDER_MS
+        await world.host.put(world.host.consumer_link("last", url=far.url))
+        await asyncio.sleep(0.5)
+        return (await world.host.health())["healthy"]
+    await until(put_last, "it is healthy", 30 * SLOW)
+    assert len(far.connections()) == 1, [c["name"] for c in far.connections()]
+    assert not provider.log("linkdefs.del.* is lost")
 
 
 # ---------------------------------------------------------------- a tiny arena
@@ -347,8 +443,8 @@ async def test_malloc_that_fails(checked, every, least, rounds):
 
 
 async def test_no_memory_for_a_message_to_the_component(checked):
-    """What finds no memory on its way to the lattice waits until there is some. The connection stands: nats.c has got nothing of
-    the message yet."""
+    """What goes out to the lattice needs no memory but nats.c's write buffer: once that is large enough, a message with headers gets
+    through while no block of its size is to be had."""
     world, body = checked, evil_body(100_000)
     between = len(body) + 220  # what comes in is smaller, what goes out, with headers and longer subjects, larger
     provider, echo = await start_tiny(world, binary=FAILING, env={"FAIL_EVERY": "1", "FAIL_FROM": str(between)})
@@ -356,15 +452,8 @@ async def test_no_memory_for_a_message_to_the_component(checked):
     assert (await echo.next()).body == body
     provider.process.send_signal(signal.SIGUSR2)
     await world.outside.publish("in", body)
-    await flush(world.outside)
-
-    async def waits():
-        counts = await provider.counts("-> echo .*counts:")
-        return counts["received"] == 2 and counts["open"] == 1
-    await until(waits, "the second message waits")
-    assert (await world.host.health())["healthy"] and not lost(provider), lost(provider)
-    provider.process.send_signal(signal.SIGUSR2)
     assert (await echo.next()).body == body
+    assert (await world.host.health())["healthy"] and not lost(provider), lost(provider)
 
 
 @pytest.mark.long
@@ -373,3 +462,39 @@ async def test_malloc_that_fails_for_long(checked, every):
     seed = int(os.environ.get("SEED", random.randrange(2**32)))
     print("SEED", seed)
     await fail_at_random(checked, every, seed, rounds=4)
+
+
+# ---------------------------------------------------------------- no descriptors, no stacks
+
+@pytest.mark.parametrize("what, words", [(resource.RLIMIT_NOFILE, "cannot connect"), (resource.RLIMIT_AS, "cannot start a thread")],
+                         ids=["descriptors", "stacks"])
+async def test_process_has_no_more(world, what, words):
+    """Links that get no descriptor, or no stack to connect on, say so and come when there are some; the others serve meanwhile."""
+    provider = await world.start(world.host.consumer_link(), world.host.handler_link(name="in", subscriptions=world.s("in")))
+    echo = await world.echo()
+    limits = resource.prlimit(provider.pid, what)
+    used = len(os.listdir(f"/proc/{provider.pid}/fd")) if what == resource.RLIMIT_NOFILE else 1024 * provider.status("VmSize")
+    resource.prlimit(provider.pid, what, (used, limits[1]))
+    late = [world.host.consumer_link(f"late{i}") for i in range(8)]
+    await world.host.put(*late)
+    await provider.wait_log(f"late.*{words}")
+    assert await world.ask(world.s("in"), b"meanwhile") == b"meanwhile" and (await echo.publish(world.s("out"))).ok
+    resource.prlimit(provider.pid, what, limits)
+    await world.host.healthy(30 * SLOW)
+    assert not lost(provider), lost(provider)
+    for link in late:
+        await world.link_works(link["source_id"])
+
+
+async def test_links_have_no_more_slots(world):
+    """The link that is one too many is refused in words, until another goes; the others serve."""
+    links = [world.host.consumer_link(f"c{i}") for i in range(33)]
+    provider = await world.start(*links[:32])
+    await world.host.put(links[32])
+    await world.host.unhealthy("c32.*no place")
+    await world.link_works("c0")
+    await world.host.delete(links[0])
+    await world.host.put(links[32])
+    await world.host.healthy()
+    await world.link_works("c32")
+    assert not lost(provider), lost(provider)

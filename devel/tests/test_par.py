@@ -1,5 +1,6 @@
+# SPDX-License-Identifier: Apache-2.0
 """The provider archive: what build/par packs, read by other means; what it says of archives that are not as they should be; and
-the manifest that starts one, devel/wadm.yaml."""
+the manifest that starts one, devel/example/wadm.yaml."""
 import base64
 import gzip
 import hashlib
@@ -19,11 +20,10 @@ import nkeys
 import pytest
 import yaml
 
-from lattice import HERE, golden_host_data, run_provider
+from lattice import TOP, golden_host_data, run_provider
 from servers import DEADLINE, Accounts
 
 pytestmark = pytest.mark.release
-TOP = HERE.parent.parent
 BINARIES = {"x86_64-linux": bytes(range(256)) * 700, "aarch64-linux": b"\x7fELF and so on"}
 ABOUT = {"name": "messaging-nats", "vendor": "somebody é", "version": "1.2.3", "revision": "7"}
 
@@ -438,7 +438,7 @@ def test_make_par(tmp_path):
 
 # ---------------------------------------------------------------- the manifest
 
-MANIFEST = (TOP / "devel/wadm.yaml").read_text()
+MANIFEST = (TOP / "devel/example/wadm.yaml").read_text()
 PLAIN, FULL = yaml.safe_load(MANIFEST), yaml.safe_load(re.sub(r"(?m)^( +)#(?! \S)", r"\1", MANIFEST))  # FULL: with what it only shows
 
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """NATS's service protocol on the lattice (ADR-32): what `nats micro ls`, `info` and `stats` ask for."""
 import asyncio
 import json

@@ -1,0 +1,17 @@
+/* unit_keys - keys of a host and of a provider, and secrets that the crate nkeys sealed for them: those of
+ * devel/tests/golden/xkey.json.
+ *
+ * SPDX-License-Identifier: Apache-2.0 */
+#ifndef UNIT_KEYS_H
+#define UNIT_KEYS_H
+
+#define HOST_PUBLIC "XBND6ABUQHDG37XISQTBABPVNLOHOC7224HYWKP3Q3BFUMM2WNZSH7WC"
+#define OUR_SEED "SXAJORPMTGH7KQXYR5Z6YKJFJGNEFFFEOMTD2MHPTQCBBWLGNHBTP6SH7Y"
+#define OUR_PUBLIC "XAFGP65BMZFKOOPQ23SLE24I66J2D5KOR3R7GQTGFX22CA2RQJDG3XGQ"
+static const char sealed_hex[] =
+    "786b7631e16db43042bc4f6716b906e596780f35d1fb1013bfe2ba31448b2da31202295c7ac037d6dad7b43ae98721779a6b976fdcfbce099948df5cea12"
+    "edef3bff055f89c575812f4ed5425a8f1b6ede5ec27744befb8bf3a1dc2ec8b107862b0fbdc224366e27fcfaee92f993aae3d8ef51f9d77d338ec4f01109"
+    "44f6b5793d9226d3fbceac27cd575692415922c30d7d750fe503304d8be9c5c32c85d880e7c7a3bf6c843c25c9cd3750d94c88d64a427855c6c354dd4c23"
+    "6b11248bb4fd3d69fea8625202d638f8";
+
+#endif
