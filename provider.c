@@ -574,6 +574,7 @@ static void dispatch(struct link *l);
 static bool link_takes_work(const struct link *l);
 static bool link_may_be_read(struct link *l);
 static bool link_waits_for_older(const struct link *l, const struct conn *c);
+static bool next_waits_for_older(const struct link *l, const struct conn *c);
 static struct delivery *delivery_make(struct link *l, natsMsg *msg, struct consumer *k, const char **error);
 static void queue_push(struct link *l, struct delivery *d);
 static void queue_return(struct link *l, struct delivery *d);
@@ -832,6 +833,11 @@ static void conn_watch(struct conn *c, uint32_t events) {
     c->io.watched = e.events;
 }
 
+/* Whether it is to be read in this turn. */
+static bool conn_has_input(const struct conn *c) {
+    return c->io.found & (EPOLLIN | EPOLLERR | EPOLLHUP) || (c->io.watched & EPOLLIN && c->io.more);
+}
+
 static void wait_and_read(void) {
     UNSET struct epoll_event events[CONNS_MAX + 1];
     /* While the lattice's server reads slowly, nothing is read: what links bring would only wait, and who
@@ -875,8 +881,7 @@ static void wait_and_read(void) {
         if (!conn_is_open(c)) continue; /* or what another said has ended it */
         if (c->io.blocked) c->io.blocked_ms = now_ms;
         if (found & (EPOLLOUT | EPOLLERR | EPOLLHUP)) c->io.blocked = false;
-        bool reads = found & (EPOLLIN | EPOLLERR | EPOLLHUP) || (c->io.watched & EPOLLIN && c->io.more);
-        if (reads) conn_read(c);
+        if (conn_has_input(c) && !(c->link && next_waits_for_older(c->link, c))) conn_read(c);
     }
 }
 
@@ -1716,7 +1721,7 @@ static void answer(struct call *c, const uint8_t *result, size_t len) {
  * client that reads slowly. A message that finds no room in the queue then is dropped and counted; a
  * consumer's is not even asked for.
  *
- * Interface: on_message, link_may_be_read (connections), dispatch (the loop; whenever a call ended),
+ * Interface: on_message, link_may_be_read, …_waits_for_older (connections), dispatch (the loop; whenever a call ended),
  * on_handshake, on_outcome, delivery_doubt (the lattice), params_send_rest, delivery_expire (deadlines),
  * delivery_…, deliveries_abandon and queue_… (JetStream, links, stopping).
  */
@@ -2237,6 +2242,13 @@ static bool link_drains(const struct link *l) {
 static bool link_waits_for_older(const struct link *l, const struct conn *c) {
     if (!l->subscribed || l->conn != c || c->state != CONN_UP) return false;
     return now_ms < MAX(l->after_ms, l->pause_until_ms) && link_drains(l);
+}
+
+/* The same in this turn of the connection that is to take over: while the older one brings something. Not for
+ * longer than a probe may take, since the take-over waits with it. */
+static bool next_waits_for_older(const struct link *l, const struct conn *c) {
+    if (l->next != c || !l->conn || !conn_is_open(l->conn)) return false;
+    return conn_has_input(l->conn) && now_ms < c->io.heard_ms + PROBE_PATIENCE_MS;
 }
 
 /*
