@@ -1721,9 +1721,9 @@ static void answer(struct call *c, const uint8_t *result, size_t len) {
  * client that reads slowly. A message that finds no room in the queue then is dropped and counted; a
  * consumer's is not even asked for.
  *
- * Interface: on_message, link_may_be_read, …_waits_for_older (connections), dispatch (the loop; whenever a call ended),
- * on_handshake, on_outcome, delivery_doubt (the lattice), params_send_rest, delivery_expire (deadlines),
- * delivery_…, deliveries_abandon and queue_… (JetStream, links, stopping).
+ * Interface: on_message, link_may_be_read, link_ and next_waits_for_older (connections), dispatch (the loop;
+ * whenever a call ended), on_handshake, on_outcome, delivery_doubt (the lattice), params_send_rest,
+ * delivery_expire (deadlines), delivery_…, deliveries_abandon and queue_… (JetStream, links, stopping).
  */
 static enum posted invoke(struct call *c);
 static void delivery_end(struct call *c, enum count outcome);

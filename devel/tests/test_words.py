@@ -198,8 +198,7 @@ async def test_wrong_port_of_a_server(world, servers, version):
     ports["monitor"] = far.http_port
     provider = await world.start(*(world.host.consumer_link(name, url=f"nats://127.0.0.1:{port}") for name, port in ports.items()), ready=False)
     for name, words in WRONG_PORTS.items():
-        line = await provider.wait_log(f"link {name} .*cannot connect to 127.0.0.1:{ports[name]}: ", 15 * SLOW)
-        assert re.search(words, line), line
+        await provider.wait_log(f"link {name} .*cannot connect to 127.0.0.1:{ports[name]}: .*{words}", 15 * SLOW)
 
 
 @pytest.mark.parametrize("first, words", [

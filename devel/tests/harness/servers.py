@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import queue
+import random
 import re
 import shutil
 import signal
@@ -24,7 +25,7 @@ witnesses = []  # processes of the test that runs, whose last lines are shown if
 
 
 class NatsServer:
-    """A nats-server on loopback ports that were free, described by a configuration file.
+    """A nats-server on loopback ports that are free, described by a configuration file.
 
     start() returns when the server says that it is ready; stop() and start() again use the same ports. jetstream: how much
     it may store, such as "1G"; what is stored is there again after a stop. nice: how far it stands back behind others.
@@ -34,7 +35,7 @@ class NatsServer:
         self.config, self.binary, self.nice = config, binary, nice
         self.dir = Path(tempfile.mkdtemp(prefix="nats-", dir=dir))
         self.jetstream = jetstream and f'jetstream {{ store_dir: "{self.dir}", max_memory_store: 1M, max_file_store: {jetstream} }}'
-        self.port = self.http_port = -1
+        self.port, self.http_port = free_port(), free_port()
         self.process = None
         self.lines = []
         self.news = threading.Condition()
@@ -56,15 +57,12 @@ class NatsServer:
         return f"nats://{self.address}"
 
     def start(self):
-        self.ports = self.port, self.http_port  # -1: any that is free
         self._write_config()
         self.lines = []
         self.process = subprocess.Popen(["nice", f"-n{self.nice}", self.binary, "-c", str(self.dir / "nats.conf")],
                                         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         threading.Thread(target=self._collect, args=(self.process,), daemon=True).start()
         self.wait_line("Server is ready")
-        self.port = self._port_of("Listening for client connections on")
-        self.http_port = self._port_of("Starting http monitor on")
         return self
 
     def stop(self, how=signal.SIGKILL):
@@ -123,7 +121,7 @@ class NatsServer:
                 self.news.wait(min(left, 0.5))
 
     def _write_config(self):
-        text = f"listen: 127.0.0.1:{self.ports[0]}\nhttp: 127.0.0.1:{self.ports[1]}\n{self.config}\n{self.jetstream or ''}\n"
+        text = f"listen: 127.0.0.1:{self.port}\nhttp: 127.0.0.1:{self.http_port}\n{self.config}\n{self.jetstream or ''}\n"
         (self.dir / "nats.conf").write_text(text)
 
     def _collect(self, process):
@@ -133,9 +131,6 @@ class NatsServer:
                 self.news.notify_all()
         with self.news:
             self.news.notify_all()
-
-    def _port_of(self, words):
-        return int(re.search(words + r" \S*:(\d+)", "".join(self.lines)).group(1))
 
 
 def nats_server_version(binary=NATS_SERVER):
@@ -307,10 +302,13 @@ class Accounts:
 # ---------------------------------------------------------------- addresses that do not work
 
 def free_port():
-    """A port that nobody listens on, for a server that is away."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
+    """A port that nobody listens on, for a server that is away or comes later. Linux gives none of these to those who ask for any
+    (/proc/sys/net/ipv4/ip_local_port_range), so it is still free then."""
+    while True:
+        port = random.randrange(10_000, 32_000)
+        with socket.socket() as s, contextlib.suppress(OSError):
+            s.bind(("127.0.0.1", port))
+            return port
 
 
 class Silent:
