@@ -2,6 +2,7 @@
 """What a provider connects to: nats-server in every form the tests need, certificates, accounts, and dead ends."""
 import base64
 import contextlib
+import itertools
 import json
 import os
 import queue
@@ -301,11 +302,19 @@ class Accounts:
 
 # ---------------------------------------------------------------- addresses that do not work
 
+def ports_of_this_worker():
+    """All that Linux gives to nobody who asks for any (/proc/sys/net/ipv4/ip_local_port_range), an eighth to each worker of pytest."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 8
+    begin = random.randrange(2750)  # other runs beside this one begin elsewhere
+    return itertools.cycle(10_000 + 2750 * worker + (begin + n) % 2750 for n in range(2750))
+
+
+PORTS = ports_of_this_worker()
+
+
 def free_port():
-    """A port that nobody listens on, for a server that is away or comes later. Linux gives none of these to those who ask for any
-    (/proc/sys/net/ipv4/ip_local_port_range), so it is still free then."""
-    while True:
-        port = random.randrange(10_000, 32_000)
+    """A port that nobody listens on, for a server that is away or comes later: until then nobody else gets it."""
+    for port in PORTS:
         with socket.socket() as s, contextlib.suppress(OSError):
             s.bind(("127.0.0.1", port))
             return port
