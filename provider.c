@@ -348,9 +348,10 @@ struct link {
     uint64_t max_in_flight, handler_timeout_ms;
     struct consumer consumers[CONSUMERS_PER_LINK];
     struct queue plain;  /* deliveries of subscriptions that wait for the component */
+    struct queue later;  /* those that came by a newer connection, while an older one may bring more */
     struct queue stored; /* deliveries of consumers that do */
-    bool stored_turn;    /* which of the two is served next */
-    unsigned queued;     /* how many wait in both */
+    bool stored_turn;    /* which is served next: stored, or plain */
+    unsigned queued;     /* how many wait in all three */
     uint32_t arrivals;   /* number of the last delivery */
     enum load load;      /* the heaviest since next_pause_ms was set */
     uint64_t pause_until_ms, next_pause_ms;
@@ -574,9 +575,9 @@ static void dispatch(struct link *l);
 static bool link_takes_work(const struct link *l);
 static bool link_may_be_read(struct link *l);
 static bool link_waits_for_older(const struct link *l, const struct conn *c);
-static bool next_waits_for_older(const struct link *l, const struct conn *c);
 static struct delivery *delivery_make(struct link *l, natsMsg *msg, struct consumer *k, const char **error);
-static void queue_push(struct link *l, struct delivery *d);
+static void queue_push(struct link *l, struct queue *q, struct delivery *d);
+static void queue_join(struct link *l);
 static void queue_return(struct link *l, struct delivery *d);
 
 static void consumers_apply(struct link *l);
@@ -833,11 +834,6 @@ static void conn_watch(struct conn *c, uint32_t events) {
     c->io.watched = e.events;
 }
 
-/* Whether it is to be read in this turn. */
-static bool conn_has_input(const struct conn *c) {
-    return c->io.found & (EPOLLIN | EPOLLERR | EPOLLHUP) || (c->io.watched & EPOLLIN && c->io.more);
-}
-
 static void wait_and_read(void) {
     UNSET struct epoll_event events[CONNS_MAX + 1];
     /* While the lattice's server reads slowly, nothing is read: what links bring would only wait, and who
@@ -881,7 +877,8 @@ static void wait_and_read(void) {
         if (!conn_is_open(c)) continue; /* or what another said has ended it */
         if (c->io.blocked) c->io.blocked_ms = now_ms;
         if (found & (EPOLLOUT | EPOLLERR | EPOLLHUP)) c->io.blocked = false;
-        if (conn_has_input(c) && !(c->link && next_waits_for_older(c->link, c))) conn_read(c);
+        bool reads = found & (EPOLLIN | EPOLLERR | EPOLLHUP) || (c->io.watched & EPOLLIN && c->io.more);
+        if (reads) conn_read(c);
     }
 }
 
@@ -1721,9 +1718,9 @@ static void answer(struct call *c, const uint8_t *result, size_t len) {
  * client that reads slowly. A message that finds no room in the queue then is dropped and counted; a
  * consumer's is not even asked for.
  *
- * Interface: on_message, link_may_be_read, link_ and next_waits_for_older (connections), dispatch (the loop;
- * whenever a call ended), on_handshake, on_outcome, delivery_doubt (the lattice), params_send_rest,
- * delivery_expire (deadlines), delivery_…, deliveries_abandon and queue_… (JetStream, links, stopping).
+ * Interface: on_message, link_may_be_read, link_waits_for_older (connections), dispatch (the loop; whenever
+ * a call ended), on_handshake, on_outcome, delivery_doubt (the lattice), params_send_rest, delivery_expire
+ * (deadlines), delivery_…, deliveries_abandon and queue_… (JetStream, links, stopping).
  */
 static enum posted invoke(struct call *c);
 static void delivery_end(struct call *c, enum count outcome);
@@ -1742,7 +1739,8 @@ static bool link_takes_work(const struct link *l) {
 }
 
 /* A message of one of the link's subscriptions; NULL: it was passed over, for this reason. */
-static void on_message(struct link *l, const char *subject, natsMsg *msg, const char *error) {
+static void on_message(struct link *l, const struct conn *by, const char *subject, natsMsg *msg,
+                       const char *error) {
     l->counts[RECEIVED]++;
     if (stop.state > STOP_CALLS) error = "the provider is stopping"; /* it was on its way */
     struct delivery *d = msg && stop.state <= STOP_CALLS ? delivery_make(l, msg, NULL, &error) : NULL;
@@ -1752,7 +1750,9 @@ static void on_message(struct link *l, const char *subject, natsMsg *msg, const 
         message_drop(l, 1, on, error);
         return;
     }
-    queue_push(l, d);
+    /* one at a time is in order: what an older connection still brings goes before */
+    bool later = l->max_in_flight == 1 && (by == l->next || (by == l->conn && l->later.first));
+    queue_push(l, later ? &l->later : &l->plain, d);
     dispatch(l);
 }
 
@@ -1882,8 +1882,7 @@ static void delivery_free(struct link *l, struct delivery *d) {
     free(d);
 }
 
-static void queue_push(struct link *l, struct delivery *d) {
-    struct queue *q = d->ack ? &l->stored : &l->plain;
+static void queue_push(struct link *l, struct queue *q, struct delivery *d) {
     d->next = NULL;
     if (q->first) q->last->next = d;
     else q->first = d;
@@ -1940,9 +1939,12 @@ static void delivery_give_back(struct link *l, struct delivery *d, const char *w
 /* Empties the queue: what came by subscriptions is dropped, what consumers delivered is given back. */
 static void queue_drop(struct link *l, const char *why) {
     unsigned dropped = 0;
-    for (struct delivery *d; (d = l->plain.first); dropped++) {
-        l->plain.first = d->next;
-        delivery_free(l, d);
+    struct queue *const subscriptions[] = {&l->plain, &l->later};
+    for (size_t i = 0; i < COUNT_OF(subscriptions); i++) {
+        for (struct delivery *d; (d = subscriptions[i]->first); dropped++) {
+            subscriptions[i]->first = d->next;
+            delivery_free(l, d);
+        }
     }
     for (struct delivery *d; (d = l->stored.first);) {
         l->stored.first = d->next;
@@ -2217,7 +2219,7 @@ static void deliveries_abandon(struct link *l, const char *why) {
 static bool link_may_be_read(struct link *l) {
     enum load load = LOAD_LIGHT;
     if (!l->subscribed) return true;
-    if (l->in_flight >= l->max_in_flight || l->queued > 0)
+    if (l->in_flight >= l->max_in_flight || l->plain.first || l->stored.first)
         load = queue_has_room(l, PARAMS_MAX + 2 * IO_BUFFER) ? LOAD_BEHIND : LOAD_FULL;
     if (load == LOAD_LIGHT && now_ms >= l->next_pause_ms) l->load = LOAD_LIGHT;
     if (load > l->load) {
@@ -2244,11 +2246,14 @@ static bool link_waits_for_older(const struct link *l, const struct conn *c) {
     return now_ms < MAX(l->after_ms, l->pause_until_ms) && link_drains(l);
 }
 
-/* The same in this turn of the connection that is to take over: while the older one brings something. Not for
- * longer than a probe may take, since the take-over waits with it. */
-static bool next_waits_for_older(const struct link *l, const struct conn *c) {
-    if (l->next != c || !l->conn || !conn_is_open(l->conn)) return false;
-    return conn_has_input(l->conn) && now_ms < c->io.heard_ms + PROBE_PATIENCE_MS;
+/* What came by the newer connection is next, once an older one brings no more. */
+static void queue_join(struct link *l) {
+    bool comes_up = l->next && l->next->state == CONN_UP;
+    if (!l->later.first || comes_up || (l->conn && link_waits_for_older(l, l->conn))) return;
+    *(l->plain.first ? &l->plain.last->next : &l->plain.first) = l->later.first;
+    l->plain.last = l->later.last;
+    l->later.first = NULL;
+    dispatch(l);
 }
 
 /*
@@ -2673,7 +2678,7 @@ static void js_message(struct consumer *k, struct conn *conn, const char *ack, n
         delivery_give_back(l, d, "the link takes no more work");
         return;
     }
-    queue_push(l, d);
+    queue_push(l, &l->stored, d);
     dispatch(l);
 }
 
@@ -3809,7 +3814,7 @@ static void link_message(struct conn *c, const char *subject, const char *reply,
         struct consumer *k = consumer_of(l, reply, &a);
         if (k) js_message(k, c, reply, msg, why, &a);
         else if (!(l->overhears && is_overheard(c, subject, reply)) && !(msg && js_is_push_status(c, msg)))
-            on_message(l, subject, msg, why);
+            on_message(l, c, subject, msg, why);
     }
 }
 
@@ -3892,6 +3897,7 @@ static void link_step(struct link *l) {
     outbox_step(l);
     if (l->next && l->next->state == CONN_UP && l->next->io.probe == PROBE_NONE) conn_probe(l->next);
     if (l->next && l->next->state == CONN_UP && is_flushed(l->next) && next_is_known(l)) link_take_over(l);
+    queue_join(l);
     if (l->state == LINK_RUNNING && !l->conn && stop.state == RUNNING)
         l->conn = conn_start(l, json_incref(l->settings));
     if (l->state == LINK_LEAVING) {
