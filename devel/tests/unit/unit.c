@@ -1087,6 +1087,8 @@ static bool queues_are_sound(const struct link *l) {
     return ok && count == l->queued;
 }
 
+static void push(struct link *l, struct delivery *d) { queue_push(l, d->ack ? &l->stored : &l->plain, d); }
+
 /* What was taken comes back in any order, also where the numbers wrap: the queues are in the order of
  * arrival. */
 static void test_queues(void) {
@@ -1095,7 +1097,7 @@ static void test_queues(void) {
     ROUNDS(500) {
         uint32_t number = round_ % 2 ? (uint32_t)-10 : 1;
         size_t count = 1 + (size_t)random_below(20), away = 0;
-        for (size_t i = 0; i < count; i++) queue_push(&l, delivery_numbered(&l, number++, random_below(2)));
+        for (size_t i = 0; i < count; i++) push(&l, delivery_numbered(&l, number++, random_below(2)));
         CHECK(queues_are_sound(&l) && l.queued == count);
         for (size_t i = (size_t)random_below((int)count + 1); i > 0; i--) { /* as dispatch() does */
             struct queue *q = queue_next(&l);
@@ -1103,15 +1105,14 @@ static void test_queues(void) {
             q->first = q->first->next;
             l.queued--;
         }
-        for (size_t i = (size_t)random_below(3); i > 0; i--)
-            queue_push(&l, delivery_numbered(&l, number++, i % 2));
+        for (size_t i = (size_t)random_below(3); i > 0; i--) push(&l, delivery_numbered(&l, number++, i % 2));
         while (away > 0) {
             size_t i = (size_t)random_below((int)away--);
             queue_return(&l, taken[i]);
             taken[i] = taken[away];
             CHECK(queues_are_sound(&l));
         }
-        queue_push(&l, delivery_numbered(&l, number, random_below(2))); /* behind whatever is the last now */
+        push(&l, delivery_numbered(&l, number, random_below(2))); /* behind whatever is the last now */
         CHECK(queues_are_sound(&l));
         struct queue *const queues[] = {&l.plain, &l.stored};
         for (size_t i = 0; i < 2; i++)
@@ -1121,8 +1122,12 @@ static void test_queues(void) {
             }
         CHECK(l.queued == 0 && l.bytes == 0 && backlog.bytes == 0 && l.consumers[0].open == 0);
     }
-    queue_push(&l, delivery_numbered(&l, 1, false));
-    queue_push(&l, delivery_numbered(&l, 2, true));
+    push(&l, delivery_numbered(&l, 1, false));
+    push(&l, delivery_numbered(&l, 2, true));
+    queue_push(&l, &l.later, delivery_numbered(&l, 3, false));
+    queue_join(&l); /* no older connection drains: behind what came before */
+    CHECK(l.plain.last->number == 3 && l.plain.first->next == l.plain.last && !l.later.first);
+    queue_push(&l, &l.later, delivery_numbered(&l, 4, false)); /* and is dropped with the others */
     l.absent_until_ms = now_ms +
                         1; /* nobody runs the component: what is stored rests, what is not is tried */
     CHECK(queue_next(&l) == &l.plain && queue_next(&l) == &l.plain);
@@ -1132,8 +1137,8 @@ static void test_queues(void) {
     logger.level = LEVEL_OFF;
     queue_drop(&l, "the test is over");
     logger.level = LEVEL_INFO;
-    CHECK(l.queued == 0 && l.counts[DROPPED] == 1 && l.counts[RETURNED] == 1 && backlog.bytes == 0);
-    CHECK(!l.plain.first && !l.stored.first && l.consumers[0].open == 0);
+    CHECK(l.queued == 0 && l.counts[DROPPED] == 3 && l.counts[RETURNED] == 1 && backlog.bytes == 0);
+    CHECK(!l.plain.first && !l.later.first && !l.stored.first && l.consumers[0].open == 0);
 }
 
 /* ---- slots, and their states --------------------------------------------------------------------------- */
