@@ -3870,6 +3870,14 @@ static bool link_is_busy(const struct link *l) {
     return l->calls > 0 || l->queued > 0 || writes;
 }
 
+/* Whether a connection of the link is open still: its last, or one that another took over from. */
+static bool link_is_open(const struct link *l) {
+    EACH_CONN(c) {
+        if (c->link == l && conn_is_open(c)) return true;
+    }
+    return false;
+}
+
 /* Gives a leaving link's slot back. Who waited for room may have it now. */
 static void link_free(struct link *l) {
     queue_drop(l, "the link was deleted");
@@ -3901,7 +3909,7 @@ static void link_step(struct link *l) {
     if (l->state == LINK_RUNNING && !l->conn && stop.state == RUNNING)
         l->conn = conn_start(l, json_incref(l->settings));
     if (l->state == LINK_LEAVING) {
-        bool done = l->calls == 0 && l->queued == 0 && (!l->conn || !conn_is_open(l->conn));
+        bool done = l->calls == 0 && l->queued == 0 && !link_is_open(l);
         if (done || is_due(l->leave_by_ms)) link_free(l);
     }
 }

@@ -159,7 +159,7 @@ async def test_close_is_a_long_drain(world, servers, proxies):
     await test_close_is_a_drain(world, servers, proxies, "delete", 50)
 
 
-@pytest.mark.parametrize("how", ["change", "delete"])
+@pytest.mark.parametrize("how", ["change", "delete", "change and delete"])
 async def test_drain_of_what_is_on_its_way(world, servers, proxies, how, count=1000):
     """What its server has sent to a connection that drains comes, though the path needs longer for it than a lost probe is waited for."""
     server = servers()
@@ -171,8 +171,11 @@ async def test_drain_of_what_is_on_its_way(world, servers, proxies, how, count=1
     for n in range(count):
         await outside.publish("in", b"%08d" % n + bytes(1000))
     await flush(outside)
+    if "change" in how:
+        before = server.subscribers("in")
+        await world.host.put(world.host.handler_link(url=path.url if how == "change" else server.url, subscriptions="in|group", custom_inbox_prefix="mine"))
+        await until(lambda: not set(server.subscribers("in")) & set(before), "the new one has taken over")
     if how == "change":
-        await world.host.put(world.host.handler_link(url=path.url, subscriptions="in|group", custom_inbox_prefix="mine"))
         await until(lambda: handled(provider, count), "all are handled", 3 * DEADLINE)
     else:
         await world.host.delete(link)
