@@ -2231,19 +2231,21 @@ static bool link_may_be_read(struct link *l) {
 }
 
 /* Whether a connection of the link that another took over from still has bytes on their way, to us or from
- * us. */
-static bool link_drains(const struct link *l) {
+ * us: one that came up before this one, or (NULL) any. */
+static bool link_drains(const struct link *l, const struct conn *newer) {
     EACH_CONN(c) {
-        if (c->link == l && c->state == CONN_DRAINING && !is_flushed(c)) return true;
+        if (c->link != l || c->state != CONN_DRAINING || is_flushed(c)) continue;
+        if (!newer || c->io.up_ms < newer->io.up_ms) return true;
     }
     return false;
 }
 
-/* Whether what comes by this connection of the link has to wait for what comes by an older one, which keeps
- * messages in their order. Not for longer than for the older one's probe, or than a pause. */
+/* Whether what comes by this connection of the link, which serves, or drains as well, has to wait for what
+ * comes by an older one, which keeps messages in their order. Not for longer than for the older one's probe,
+ * or than a pause. */
 static bool link_waits_for_older(const struct link *l, const struct conn *c) {
-    if (!l->subscribed || l->conn != c || c->state != CONN_UP) return false;
-    return now_ms < MAX(l->after_ms, l->pause_until_ms) && link_drains(l);
+    if (!l->subscribed || l->next == c) return false;
+    return now_ms < MAX(l->after_ms, l->pause_until_ms) && link_drains(l, c);
 }
 
 /* What came by the newer connection is next, once an older one brings no more. */
@@ -3754,7 +3756,7 @@ static void link_lost(struct conn *c, const char *error) {
     (void)snprintf(text, sizeof(text), "connection lost: %s", error);
     link_calls_end(l, c, text);
     if (c == l->conn) consumers_restart(l);
-    else if (!link_drains(l)) l->after_ms = 0;
+    else if (!link_drains(l, NULL)) l->after_ms = 0;
 }
 
 /* Whether a message is traffic of wRPC on this lattice, of anybody's: what a call sends has a subject of the
@@ -4703,7 +4705,7 @@ static void conn_step_draining(struct conn *c) {
     bool done = flushed && all && !needed;
     /* what the server was giving to a subscription as that ended may come behind the probe */
     uint64_t late_ms = taken_over && stop.state == RUNNING ? LATE_MS : 0;
-    if (flushed && c->link && c->link->conn != c && !link_drains(c->link)) c->link->after_ms = 0;
+    if (flushed && c->link && c->link->conn != c && !link_drains(c->link, NULL)) c->link->after_ms = 0;
     if (!done) c->io.busy_ms = now_ms;
     if ((done && now_ms - c->io.busy_ms >= late_ms) || (now_ms >= c->due_ms && (!busy || net.wanted))) {
         net.wanted = false;

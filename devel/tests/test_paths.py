@@ -183,6 +183,33 @@ async def test_drain_of_what_is_on_its_way(world, servers, proxies, how, count=1
         assert f"received={count} " in line and "open=0" in line, line
 
 
+async def test_order_over_two_changes(world, servers, proxies, count=120):
+    """One at a time stays in order though the link changes twice while a slow path still brings the first: each connection waits for
+    those before it."""
+    server = servers()
+    path = proxies(server.port, down=100_000)
+    link = world.host.handler_link(url=path.url, subscriptions="in", max_in_flight="1")
+    await world.start(link)
+    await until(lambda: server.subscribers("in"), "subscribed")
+    component, outside = await world.component(), await world.client(server)
+
+    async def publish(numbers, size):
+        for n in numbers:
+            await outside.publish("in", b"%08d" % n + bytes(size))
+        await flush(outside)
+
+    async def change(prefix):
+        before = set(server.subscribers("in"))
+        await world.host.put(world.host.handler_link(url=server.url, subscriptions="in", max_in_flight="1", custom_inbox_prefix=prefix))
+        await until(lambda: not before & set(server.subscribers("in")), "another has taken over")
+    await publish(range(100), 1000)  # a second's worth
+    await change("second")
+    await publish(range(100, 110), 0)
+    await change("third")
+    await publish(range(110, count), 0)
+    assert [int((await component.next()).body[:8]) for _ in range(count)] == list(range(count))
+
+
 async def handled(provider, count):
     return (await provider.counts("link.*counts:"))["handled"] == count
 
