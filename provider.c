@@ -348,7 +348,7 @@ struct link {
     uint64_t max_in_flight, handler_timeout_ms;
     struct consumer consumers[CONSUMERS_PER_LINK];
     struct queue plain;  /* deliveries of subscriptions that wait for the component */
-    struct queue later;  /* those that came by a newer connection, while an older one may bring more */
+    struct queue later;  /* those that came by the newest connection, while an older one may bring more */
     struct queue stored; /* deliveries of consumers that do */
     bool stored_turn;    /* which is served next: stored, or plain */
     unsigned queued;     /* how many wait in all three */
@@ -1738,6 +1738,9 @@ static bool link_takes_work(const struct link *l) {
     return l->state == LINK_RUNNING && stop.state == RUNNING;
 }
 
+/* Whether a connection is up that is to take over. */
+static bool next_is_up(const struct link *l) { return l->next && l->next->state == CONN_UP; }
+
 /* A message of one of the link's subscriptions; NULL: it was passed over, for this reason. */
 static void on_message(struct link *l, const struct conn *by, const char *subject, natsMsg *msg,
                        const char *error) {
@@ -1750,9 +1753,9 @@ static void on_message(struct link *l, const struct conn *by, const char *subjec
         message_drop(l, 1, on, error);
         return;
     }
-    /* one at a time is in order: what an older connection still brings goes before */
-    bool later = l->max_in_flight == 1 && (by == l->next || (by == l->conn && l->later.first));
-    queue_push(l, later ? &l->later : &l->plain, d);
+    /* one at a time is in order: what comes by the newest connection waits, see later_waits() */
+    bool newest = by == l->next || (by == l->conn && l->later.first && !next_is_up(l));
+    queue_push(l, newest && l->max_in_flight == 1 ? &l->later : &l->plain, d);
     dispatch(l);
 }
 
@@ -1939,12 +1942,10 @@ static void delivery_give_back(struct link *l, struct delivery *d, const char *w
 /* Empties the queue: what came by subscriptions is dropped, what consumers delivered is given back. */
 static void queue_drop(struct link *l, const char *why) {
     unsigned dropped = 0;
-    struct queue *const subscriptions[] = {&l->plain, &l->later};
-    for (size_t i = 0; i < COUNT_OF(subscriptions); i++) {
-        for (struct delivery *d; (d = subscriptions[i]->first); dropped++) {
-            subscriptions[i]->first = d->next;
-            delivery_free(l, d);
-        }
+    queue_join(l);
+    for (struct delivery *d; (d = l->plain.first); dropped++) {
+        l->plain.first = d->next;
+        delivery_free(l, d);
     }
     for (struct delivery *d; (d = l->stored.first);) {
         l->stored.first = d->next;
@@ -2248,14 +2249,21 @@ static bool link_waits_for_older(const struct link *l, const struct conn *c) {
     return now_ms < MAX(l->after_ms, l->pause_until_ms) && link_drains(l, c);
 }
 
-/* What came by the newer connection is next, once an older one brings no more. */
+/* Whether what came by the newest connection still waits for what comes by those before: until it has taken
+ * over, and they have brought all. That is for who wants strict order, and not for longer, either. */
+static bool later_waits(const struct link *l) {
+    if (l->max_in_flight > 1) return false;
+    if (!next_is_up(l)) return l->conn && link_waits_for_older(l, l->conn);
+    return now_ms < MAX(l->next->io.up_ms, l->pause_until_ms) + PROBE_PATIENCE_MS;
+}
+
+/* What came by the newest connection waits no longer: it is behind all that has come. */
 static void queue_join(struct link *l) {
-    bool comes_up = l->next && l->next->state == CONN_UP;
-    if (!l->later.first || comes_up || (l->conn && link_waits_for_older(l, l->conn))) return;
-    *(l->plain.first ? &l->plain.last->next : &l->plain.first) = l->later.first;
-    l->plain.last = l->later.last;
-    l->later.first = NULL;
-    dispatch(l);
+    for (struct delivery *d; (d = l->later.first); l->queued--) {
+        l->later.first = d->next;
+        d->number = ++l->arrivals;
+        queue_push(l, &l->plain, d);
+    }
 }
 
 /*
@@ -3905,9 +3913,12 @@ static void link_free(struct link *l) {
 /* What is due for a link; called on every turn of the loop. */
 static void link_step(struct link *l) {
     outbox_step(l);
-    if (l->next && l->next->state == CONN_UP && l->next->io.probe == PROBE_NONE) conn_probe(l->next);
-    if (l->next && l->next->state == CONN_UP && is_flushed(l->next) && next_is_known(l)) link_take_over(l);
-    queue_join(l);
+    if (next_is_up(l) && l->next->io.probe == PROBE_NONE) conn_probe(l->next);
+    if (next_is_up(l) && is_flushed(l->next) && next_is_known(l)) link_take_over(l);
+    if (l->later.first && !later_waits(l)) {
+        queue_join(l);
+        dispatch(l);
+    }
     if (l->state == LINK_RUNNING && !l->conn && stop.state == RUNNING)
         l->conn = conn_start(l, json_incref(l->settings));
     if (l->state == LINK_LEAVING) {

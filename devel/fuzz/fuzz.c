@@ -680,7 +680,7 @@ static unsigned check_list(const struct call_list *list, enum call_state state) 
 static void check_queue(struct found *f, const struct link *l, const struct queue *q,
                         unsigned users[CONNS_MAX]) {
     for (const struct delivery *d = q->first; d; d = d->next, f->queued++) {
-        MUST(!d->ack == (q == &l->plain) && (d->next || q->last == d) && f->queued < 10000);
+        MUST(!d->ack == (q != &l->stored) && (d->next || q->last == d) && f->queued < 10000);
         MUST(!d->next || (int32_t)(d->next->number - d->number) > 0);
         find_delivery(f, l, d, users);
     }
@@ -708,6 +708,7 @@ static void check_link_sums(const struct link *l, unsigned users[CONNS_MAX]) {
     uint64_t ended = 0;
     check_queue(&f, l, &l->plain, users);
     check_queue(&f, l, &l->stored, users);
+    check_queue(&f, l, &l->later, users);
     EACH_CALL(c) {
         if (c->link != l) continue;
         bool to_component = c->state == CALL_INVOKED || c->state == CALL_SETTLING;

@@ -346,6 +346,32 @@ async def test_to_another_node_of_a_cluster(world, servers, traffic):
     path.close()
 
 
+async def test_order_while_both_are_subscribed(world, cluster):
+    """One at a time stays in order though the new connection, to another server, brings what it gets sooner than the old one does."""
+    old, new = cluster.nodes[:2]
+    path = Proxy(old.port, delay=0.15)
+    link = world.host.handler_link(url=path.url, subscriptions="in", max_in_flight="1", ignore_discovered="true")
+    await world.start(link)
+    await until(lambda: old.subscribers("in") and new.knows("in"), "subscribed")
+    component, outside = await world.component(), await world.client(new)
+    sent, got, taken_over = 0, [], False
+    async with asyncio.timeout(3 * DEADLINE):
+        while not taken_over or len(got) < sent:
+            if not taken_over:
+                await outside.publish("in", b"%d" % sent)
+                sent += 1
+            if sent == 30:
+                await world.host.put(changed(link, cluster_uris=new.url))
+            taken_over = taken_over or sent > 30 and not old.subscribers("in")
+            await asyncio.sleep(0.01)  # the rate
+            while not component.received.empty():
+                number = int((await component.next()).body)
+                if number not in got:  # what comes while both are subscribed comes twice
+                    got.append(number)
+    assert got == list(range(sent)), got
+    path.close()
+
+
 async def test_message_behind_the_probe(world):
     """nats-server may give a client a message for a subscription a moment after it has answered what came behind the end of that."""
     class Late(Relay):
