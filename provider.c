@@ -678,6 +678,8 @@ static void conn_read(struct conn *c);
 static void conn_write(struct conn *c);
 static void conn_probe(struct conn *c);
 static bool is_flushed(const struct conn *c);
+static bool is_ready(const struct conn *c);
+static bool is_overdue(const struct conn *c);
 static size_t conn_waiting(const struct conn *c);
 static bool conn_has_room(struct conn *c, size_t bytes);
 static bool conn_takes(struct conn *c);
@@ -1080,7 +1082,7 @@ static void lattice_step(void) {
     struct conn *next = lattice_next;
     if (!next || next->state != CONN_UP) return;
     if (next->io.probe == PROBE_NONE) conn_probe(next);
-    if (is_flushed(next) && now_ms - next->io.up_ms >= OVERLAP_MS && !is_amid_chunks()) lattice_take_over();
+    if (is_ready(next) && now_ms - next->io.up_ms >= OVERLAP_MS && !is_amid_chunks()) lattice_take_over();
 }
 
 /* A message that came over a connection of the lattice. */
@@ -3914,7 +3916,7 @@ static void link_free(struct link *l) {
 static void link_step(struct link *l) {
     outbox_step(l);
     if (next_is_up(l) && l->next->io.probe == PROBE_NONE) conn_probe(l->next);
-    if (next_is_up(l) && is_flushed(l->next) && next_is_known(l)) link_take_over(l);
+    if (l->next && is_ready(l->next) && next_is_known(l)) link_take_over(l);
     if (l->later.first && !later_waits(l)) {
         queue_join(l);
         dispatch(l);
@@ -3946,8 +3948,9 @@ static const char *link_error(const struct link *l, char text[400]) {
         (void)snprintf(text, 400, "%s%s", not_used, l->error);
         return text;
     }
-    if (l->next && *l->next->error && l->next->settings != l->settings) {
-        (void)snprintf(text, 400, "its new settings are not used yet: %s", l->next->error);
+    if (l->next && l->next->settings != l->settings && (*l->next->error || is_overdue(l->next))) {
+        const char *why = *l->next->error ? l->next->error : "the server has not answered since it connected";
+        (void)snprintf(text, 400, "its new settings are not used yet: %s", why);
         return text;
     }
     if (l->renew && !l->next && c && c->state == CONN_UP)
@@ -4003,7 +4006,7 @@ static void link_report(const struct link *l, bool asked) {
  * part, and the attempt's; no more.
  *
  * Interface: conn_start, conn_begin (the lattice's), conn_drain; conn_step, conn_next_ms, conn_read,
- * conn_write (the loop); post; conn_subscribe, conn_unsubscribe; conn_probe, is_flushed; conn_is_…,
+ * conn_write (the loop); post; conn_subscribe, conn_unsubscribe; conn_probe, is_flushed, is_ready; conn_is_…,
  * conn_has_room; inbox_make, inbox_kind, inbox_is_refused; refusals_error.
  */
 static void conn_connect(struct conn *c);
@@ -4452,6 +4455,15 @@ static bool is_flushed(const struct conn *c) {
     if (c->io.probe != PROBE_SENT) return c->io.probe == PROBE_BACK;
     if (now_ms - since_ms < PROBE_PATIENCE_MS || conn_waiting(c) > 0) return false;
     return ioctl(c->fd, SIOCOUTQ, &unsent) < 0 || unsent == 0;
+}
+
+/* Whether a connection may take over: its server says that it has read what was subscribed to. (What its
+ * kernel alone has taken, it may never read.) */
+static bool is_ready(const struct conn *c) { return c->state == CONN_UP && c->io.probe == PROBE_BACK; }
+
+/* Whether it should be so by now. */
+static bool is_overdue(const struct conn *c) {
+    return c->state == CONN_UP && !is_ready(c) && now_ms - c->io.up_ms >= PROBE_PATIENCE_MS;
 }
 
 /* ---- subscriptions and inboxes */

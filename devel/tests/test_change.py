@@ -9,7 +9,7 @@ import pytest
 
 import wire
 from lattice import flush, until
-from peers import Relay
+from peers import Relay, Stuck
 from servers import DEADLINE, SLOW, Proxy, Silent, free_port
 
 
@@ -123,6 +123,28 @@ async def test_absent_server_leaves_what_runs(world, servers):
         return out.pending_msgs > 0
     await until(arrived, "the consumer link has moved", 20 * SLOW)
     assert connections(world, "in"), "the other is back where it was"
+
+
+async def test_stuck_server_leaves_what_runs(world, servers):
+    """The new server connects, and then reads no more: the old connection serves until it does, and health says what is missing."""
+    far = servers()
+    path = await Stuck(far.address).open()
+    link = world.host.handler_link(subscriptions=world.s("in"))
+    provider = await world.start(link)
+    component = await world.component()
+    await world.host.put(changed(link, cluster_uris=path.url))
+    await provider.wait_log("link .*connected to", count=2)
+    for n in range(35):  # longer than it takes nats-server to say something by itself
+        await world.nc.publish(world.s("in"), b"%d" % n)
+        assert (await component.next()).body == b"%d" % n
+        await asyncio.sleep(0.1)
+    await world.host.unhealthy("its new settings are not used yet: the server has not answered")
+    path.goes_on.set()
+    await world.unsubscribed(world.s("in"))
+    await (await world.client(far)).publish(world.s("in"), b"over there")
+    assert (await component.next()).body == b"over there"
+    await world.host.healthy()
+    await path.close()
 
 
 @pytest.mark.parametrize("config", [{"custom_inbox_prefix": "OTHER{i}"}, {"ping_interval_sec": "1{i}"}], ids=["connection", "in place"])

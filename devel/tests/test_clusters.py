@@ -10,7 +10,7 @@ import pytest_asyncio
 
 from lattice import flush, until
 from names import ROOT, NameServer, with_files
-from peers import Listener, greet, hold, info, say
+from peers import Listener, Stuck, greet, hold, info, say
 from servers import DEADLINE, SLOW, Cluster, Proxy, Silent, free_port, nats_server_of, tls_block
 from traffic import make_stream
 
@@ -390,6 +390,23 @@ async def test_orders_while_the_lattice_moves(worlds, clusters, server):
     await until(lambda: server.subscribers(world.s("other")), "the link that was put last is there")
     await left(first)
     assert server.subscribers(world.s("other")) and not server.subscribers(world.s("in"))
+    await world.host.healthy()
+    await path.close()
+
+
+async def test_lattice_stays_while_the_next_is_stuck(worlds, clusters):
+    """The only other server connects, and then reads no more: the old one serves until it does, or closes."""
+    cluster = await clusters('lame_duck_duration: "60s"\nlame_duck_grace_period: "30s"\n')
+    first, world = cluster.nodes[0], await worlds(cluster.nodes[1])
+    path = await Stuck(cluster.nodes[1].address).open()
+    provider = await world.start(lattice_rpc_url=f"{first.url},{path.url}", config={"lattice_ignore_discovered": "true"})
+    close_soon(first)
+    await lattice_moved(provider)
+    for _ in range(35):  # longer than it takes nats-server to say something by itself
+        await world.nc.request(world.host.control(f"{world.host.key}.health"), b"", timeout=DEADLINE)
+        await asyncio.sleep(0.1)
+    path.goes_on.set()
+    await left(first)
     await world.host.healthy()
     await path.close()
 

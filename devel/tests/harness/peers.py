@@ -114,6 +114,20 @@ class Relay(Listener):
                 await writer.drain()
 
 
+class Stuck(Relay):
+    """A path by which nothing goes to the server, from the first subscription on until `goes_on`."""
+
+    def __init__(self, address):
+        super().__init__(address)
+        self.goes_on = asyncio.Event()
+
+    async def _pump(self, reader, writer, change):
+        while data := await reader.read(65536):
+            if change is self.towards and b"SUB " in data:
+                await self.goes_on.wait()
+            writer.write(data)
+
+
 # ---------------------------------------------------------------- the protocol, checked byte by byte
 
 SUBJECT = rb"[^\s.\x00-\x20\x7f]+(?:\.[^\s.\x00-\x20\x7f]+)*"
