@@ -1033,16 +1033,19 @@ static struct {
     size_t count;
 } early;
 
-/* Orders that came early are obeyed, or forgotten, since another connection has them. */
+/* The first of them is obeyed, or forgotten, since another connection has it. */
+static void early_end_first(bool obey) {
+    const struct subject *s = early.of[0].subject;
+    natsMsg *msg = early.of[0].msg;
+    memmove(early.of, early.of + 1, --early.count * sizeof(early.of[0]));
+    arena_wipe(true); /* it may hold passwords */
+    if (obey) on_order(lattice, s, msg);
+    if (net.kept == msg) net.kept = NULL;
+    else natsMsg_free(msg);
+}
+
 static void early_end(bool obey) {
-    arena_wipe(true); /* they may hold passwords */
-    for (size_t i = 0; i < early.count; i++) {
-        natsMsg *msg = early.of[i].msg;
-        if (obey) on_order(lattice, early.of[i].subject, msg);
-        if (net.kept == msg) net.kept = NULL;
-        else natsMsg_free(msg);
-    }
-    early.count = 0;
+    while (early.count > 0) early_end_first(obey);
 }
 
 /* The next connection takes over, and the other is drained. */
@@ -1177,7 +1180,8 @@ static void on_order(struct conn *by, const struct subject *s, natsMsg *msg) {
     if (by != lattice && by != lattice_next && s->obey != on_shutdown) return;
     arena_wipe(true); /* URLs have passwords: the message, and what nats.c has read it into */
     by->io.guard.wipe = IO_BUFFER;
-    if (by == lattice_next && s->obey != on_shutdown && early.count < EARLY_MAX) {
+    if (by == lattice_next && s->obey != on_shutdown) {
+        if (early.count == EARLY_MAX) early_end_first(true); /* sooner, but not behind this one */
         early.of[early.count].subject = s;
         early.of[early.count++].msg = net.kept = msg;
         return;

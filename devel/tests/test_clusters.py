@@ -394,6 +394,29 @@ async def test_orders_while_the_lattice_moves(worlds, clusters, server):
     await path.close()
 
 
+async def test_many_orders_while_the_lattice_moves(worlds, clusters, server):
+    """20 links are put and deleted while two connections hear it: the last word holds, however many there are."""
+    cluster = await clusters()
+    first, world = cluster.nodes[0], await worlds(cluster.nodes[1])
+    provider = await world.start(lattice_rpc_url=first.url)
+    links = [world.host.consumer_link(f"c{n}", name=f"c{n}", url=server.url) for n in range(20)]
+    subject = world.host.control(f"{world.host.key}.linkdefs.put")
+    close_soon(first)
+    await until(lambda: any(node.subscribers(subject) for node in cluster.nodes[1:]), "both are subscribed", 2 * DEADLINE)
+    await world.host.put(*links)
+    for link in links:
+        await world.host.delete(link)
+    await until(lambda: not first.subscribers(subject), "it has taken over")
+    await world.host.put(links[0])
+    await until(lambda: link_names(server) == {"c0"}, "that which was put last is there, and no other")
+
+
+def link_names(server):
+    """Components that have a link's connection there."""
+    names = [c.get("name", "").split() for c in server.connections()]
+    return {name[1] for name in names if name[:1] == ["messaging-nats"] and name[1] in {f"c{n}" for n in range(20)}}
+
+
 async def test_lattice_stays_while_the_next_is_stuck(worlds, clusters):
     """The only other server connects, and then reads no more: the old one serves until it does, or closes."""
     cluster = await clusters('lame_duck_duration: "60s"\nlame_duck_grace_period: "30s"\n')
