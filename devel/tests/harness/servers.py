@@ -303,10 +303,11 @@ class Accounts:
 # ---------------------------------------------------------------- addresses that do not work
 
 def ports_of_this_worker():
-    """All that Linux gives to nobody who asks for any (/proc/sys/net/ipv4/ip_local_port_range), an eighth to each worker of pytest."""
-    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 8
-    begin = random.randrange(2750)  # other runs beside this one begin elsewhere
-    return itertools.cycle(10_000 + 2750 * worker + (begin + n) % 2750 for n in range(2750))
+    """All that Linux gives to nobody who asks for any (/proc/sys/net/ipv4/ip_local_port_range), a ninth to each worker of pytest,
+    and one to who is none."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw8").removeprefix("gw")) % 9
+    begin = random.randrange(2400)  # other runs beside this one begin elsewhere
+    return itertools.cycle(10_000 + 2400 * worker + (begin + n) % 2400 for n in range(2400))
 
 
 PORTS = ports_of_this_worker()
