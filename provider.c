@@ -585,7 +585,7 @@ static void consumers_step(struct link *l);
 static void consumers_withdraw(struct link *l);
 static uint64_t consumers_next_ms(const struct link *l);
 static bool js_settle(struct link *l, const struct delivery *d, enum count outcome);
-static void js_nak(struct link *l, const struct delivery *d, uint64_t delay_ms);
+static bool js_nak(struct link *l, const struct delivery *d, uint64_t delay_ms);
 
 static struct call *call_take(struct link *l);
 static unsigned calls_free_for(const struct link *l);
@@ -1938,9 +1938,12 @@ static void delivery_drop(struct link *l, struct delivery *d, const char *why) {
 
 /* Gives a consumer's delivery back to JetStream, without the component having failed on it. */
 static void delivery_give_back(struct link *l, struct delivery *d, const char *why) {
-    say(&l->topic, LEVEL_INFO, "a message of consumer %s was given back: %s",
-        l->consumers[d->consumer].name.consumer, why);
-    js_nak(l, d, NAK_MIN_MS); /* nats-server 2.9 mistakes the message if it has to send it at once */
+    /* nats-server 2.9 mistakes the message if it has to send it at once */
+    bool told = js_nak(l, d, NAK_MIN_MS);
+    say(&l->topic, told ? LEVEL_INFO : LEVEL_WARN, "a message of consumer %s %s: %s",
+        l->consumers[d->consumer].name.consumer,
+        told ? "was given back" : "comes again after ack_wait, since there is no connection to give it back",
+        why);
     l->counts[RETURNED]++;
     delivery_free(l, d);
 }
@@ -2770,12 +2773,13 @@ static void js_in_progress(struct link *l, const struct delivery *d) {
     if (conn) js_post(l, conn, d, "+WPI");
 }
 
-/* Asks JetStream to deliver a message again after a while. */
-static void js_nak(struct link *l, const struct delivery *d, uint64_t delay_ms) {
+/* Asks JetStream to deliver a message again after a while. False: there is no connection to do so on. */
+static bool js_nak(struct link *l, const struct delivery *d, uint64_t delay_ms) {
     char word[64];
     struct conn *conn = js_conn(l, d);
     (void)snprintf(word, sizeof(word), "-NAK {\"delay\":%" PRIu64 "}", delay_ms * 1000000);
     if (conn) js_post(l, conn, d, word);
+    return conn;
 }
 
 /* Tells JetStream the outcome of a delivery. A message that the component failed on comes back later each
@@ -2796,7 +2800,7 @@ static bool js_settle(struct link *l, const struct delivery *d, enum count outco
             "message %" PRIu64 " of stream %s failed in the last of %" PRIu64
             " deliveries: consumer %s gives it up",
             a.sequence, k->name.stream, k->allowed.max_deliver, k->name.consumer);
-    js_nak(l, d, MIN((uint64_t)NAK_MIN_MS << MIN(MAX(a.deliveries, 1) - 1, 16), NAK_MAX_MS));
+    (void)js_nak(l, d, MIN((uint64_t)NAK_MIN_MS << MIN(MAX(a.deliveries, 1) - 1, 16), NAK_MAX_MS));
     return true;
 }
 

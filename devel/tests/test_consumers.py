@@ -362,6 +362,25 @@ async def on_its_own_server(stream):
     return (await stream.info()).num_waiting > 1
 
 
+async def test_nobody_to_give_it_back_to(world, stream):
+    """The connection is away when the link is deleted: the log says of what waits that it comes again later, not that it was given back."""
+    path = Proxy(stream.server.port)
+    for name in ("one", "two"):
+        await stream.consumer(name, filter_subject=f"orders.{name}")
+    handler = link(world, stream, "one", "two", url=path.url, max_in_flight="1", handler_timeout_ms="60000")
+    provider = await world.start(handler)
+    component = await world.component(by_hand=True)
+    await stream.put(b"one", subject="orders.one")
+    await component.invocation()
+    await stream.put(b"two", subject="orders.two")
+    await until(provider_counts(provider, received=2), "it waits behind the first")
+    path.close()
+    await provider.wait_log("connection lost")
+    await world.host.delete(handler)
+    await provider.wait_log("WARN .*a message of consumer two comes again after ack_wait")
+    assert not provider.log("was given back") and (await stream.info("two")).num_ack_pending == 1
+
+
 async def test_another_server(world, stream, servers, folder):
     """The link moves to a server with a stream and a consumer of the same names: each server hears of its own messages."""
     server = servers(f'jetstream {{ store_dir: "{folder}/other-{world.lattice}", max_mem: 64M, max_file: 256M }}')
