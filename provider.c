@@ -3796,7 +3796,9 @@ static bool is_wrpc(const char *subject, const char *reply) {
  * of others is passed over as well, who may hear ours. */
 static bool is_overheard(struct conn *c, const char *subject, const char *reply) {
     bool own = false, lattices = reply && strcmp(reply, self.nobody) == 0;
-    EACH_CONN(other) {
+    /* also one that is closed, until its place is taken: a slow path brings later what it had heard */
+    for (const struct conn *other = conns; other < conns + conns_fresh; other++) {
+        if (other->inbox_len == 0) continue; /* its place was never used */
         bool is_own = inbox_kind(other, subject);
         char kind = reply ? inbox_kind(other, reply) : 0;
         own |= is_own || kind == 'p'; /* or a question to JetStream */

@@ -8,7 +8,7 @@ from nats.js.api import ConsumerConfig, StreamConfig
 
 from lattice import until
 from peers import greet, hold, say
-from servers import DEADLINE, SLOW, raw_publish
+from servers import DEADLINE, SLOW, Proxy, raw_publish
 from test_jetstream import counts, provider_counts
 
 TRACE = {"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}
@@ -259,6 +259,24 @@ async def test_two_that_are_subscribed_to_the_lattice(worlds, servers):
     for name, provider in (("one", first), ("two", second)):
         received = (await counts(provider))["received"]
         assert received <= 20 + 8, f"{name}: {received}"  # what another did before this one had heard the lattice
+
+
+async def test_own_probe_by_a_slow_path(world, servers):
+    """A link that is subscribed to everything changes to a slow path, which brings the old connection's probe when that is closed: it is
+    no message."""
+    far = servers()
+    path = Proxy(far.port, delay=0.3)
+    link = world.host.handler_link(url=far.url, subscriptions=">")
+    provider = await world.start(link)
+    component, outside = await world.component(), await world.client(far)
+    await until(lambda: far.subscribers(">"), "subscribed")
+    before = set(far.subscribers(">"))
+    await world.host.put(world.host.handler_link(url=path.url, subscriptions=">"))
+    await until(lambda: not before & {c["cid"] for c in far.connections()}, "the old one is closed", 2 * DEADLINE)
+    await outside.publish("in", b"x")
+    assert (await component.next()).subject == "in"
+    assert (await counts(provider))["received"] == 1
+    path.close()
 
 
 async def test_what_looks_like_the_lattices(world, servers):
