@@ -157,7 +157,7 @@ async def test_hostile_list(world, peers, names):
 @pytest.mark.long
 async def test_named_servers_that_never_resolve(world, peers, folder):
     """Their names take their time, and still a round ends, with the configured server first in the next."""
-    dns, back = NameServer("127.0.0.71", silent=True), asyncio.Event()
+    dns, back = NameServer(silent=True), asyncio.Event()
 
     async def script(peer, reader, writer):
         if peer.accepted == 1:
@@ -166,7 +166,7 @@ async def test_named_servers_that_never_resolve(world, peers, folder):
             await greet(reader, writer)
             await hold(reader)
     peer = await peers(script)
-    prefix = with_files(folder, "127.0.0.1 localhost\n", "nameserver 127.0.0.71\n")
+    prefix = with_files(folder, "127.0.0.1 localhost\n", f"nameserver {dns.host}\n")
     provider = await world.start(world.host.consumer_link(url=peer.url), ready=False, prefix=prefix)
     try:
         await provider.wait_log("cannot connect to .*nowhere", timeout=60 * SLOW)
