@@ -2,6 +2,7 @@
 """Pull consumers under strain: requests that are refused, messages that come twice, or are on their way when something ends."""
 import asyncio
 import json
+import math
 import time
 
 import pytest
@@ -30,32 +31,30 @@ async def taken(call):
 # ---------------------------------------------------------------- what is refused
 
 class Watch:
-    """Asks for health all the time from the first error on, and notes when the consumer is asked for messages."""
+    """Asks for health all the time from the first error on, and counts how often the consumer is asked for messages."""
 
     def __init__(self, world, requests):
-        self.world, self.requests, self.times, self.healthy = world, requests, [], 0
+        self.world, self.requests, self.began = world, requests, time.monotonic()
 
     async def backs_off(self, words):
-        """Waits for six requests: the pauses between them grow, and health never says that all is well."""
+        """Waits for six requests, and 4 s: there are no more than pauses leave that grow, and health never says that all is well."""
         await self.world.host.unhealthy(words)
-        while len(self.times) < 6:
-            if self.requests.pending_msgs:
-                await self.requests.next_msg()
-                self.times.append(time.monotonic())
+        while (count := self.requests.pending_msgs) < 6 or time.monotonic() < self.began + 4:
             answer = await self.world.host.health()
-            assert not answer["healthy"], f"health flaps after {len(self.times)} requests"
+            assert not answer["healthy"], f"health flaps after {count} requests"
             await asyncio.sleep(0.01)
-        assert self.times[-1] - self.times[-2] > 0.35, f"no back-off: {self.times}"  # 100 ms at first; it doubles, with jitter
+        seconds = time.monotonic() - self.began
+        assert self.requests.pending_msgs <= 3 + math.log2(seconds / 0.05), f"no back-off: {count} requests in {seconds:.1f} s"  # 50 to 100 ms at first; it doubles
 
 
 async def test_refused_for_its_size(world, stream):
     """The next message is larger than max_bytes."""
     await stream.consumer()
     await stream.put(b"x" * 5000)
-    requests = await world.listen(REQUESTS, nc=stream.js._nc)
+    watch = Watch(world, await world.listen(REQUESTS, nc=stream.js._nc))
     provider = await world.start(link(world, stream, {"stream": STREAM, "consumer": CONSUMER, "max_bytes": 1000}), ready=False)
     component = await world.component()
-    await Watch(world, requests).backs_off(f"{CONSUMER} of stream {STREAM}.*larger than max_bytes")
+    await watch.backs_off(f"{CONSUMER} of stream {STREAM}.*larger than max_bytes")
     assert len(provider.log("takes messages")) == 1
     await stream.js.purge_stream(STREAM)
     await stream.put(b"small")
@@ -71,9 +70,10 @@ async def test_refused_for_others_requests(world, stream):
     inbox = await nc.subscribe(nc.new_inbox())
     await nc.publish(REQUESTS, json.dumps({"batch": 1, "expires": int(60e9 * SLOW)}).encode(), reply=inbox.subject)
     await requests.next_msg(DEADLINE)
+    watch = Watch(world, requests)
     await world.start(link(world, stream), ready=False)
     component = await world.component()
-    await Watch(world, requests).backs_off("Exceeded MaxWaiting")
+    await watch.backs_off("Exceeded MaxWaiting")
     await inbox.unsubscribe()
     await flush(nc)
     await stream.put(b"x")
@@ -91,7 +91,7 @@ async def guarded(world, servers, folder):
                         f'permissions: {{ publish: {{ allow: [">"], deny: ["{denied}"] }}{more} }} }} ] }}')
     server = servers(config("nothing"))
     nc = await world.client(server, user="owner", password="o")
-    js = nc.jetstream(timeout=2 * SLOW)
+    js = nc.jetstream(timeout=DEADLINE)
     await js.add_stream(StreamConfig(name=STREAM, subjects=["orders.>"]))
     stream = Stream(server, js)
     stream.deny = lambda *how: server.reload(config(*how))
@@ -231,7 +231,7 @@ async def test_stream_made_anew(world, servers, folder):
 
     async def make():
         nc = await world.client(server)
-        js = nc.jetstream(timeout=2 * SLOW)
+        js = nc.jetstream(timeout=DEADLINE)
         await js.add_stream(StreamConfig(name=STREAM, subjects=["orders.>"], storage=StorageType.MEMORY))
         await js.add_consumer(STREAM, ConsumerConfig(durable_name=CONSUMER, ack_policy=AckPolicy.EXPLICIT))
         return Stream(server, js)
@@ -365,7 +365,7 @@ async def on_its_own_server(stream):
 async def test_another_server(world, stream, servers, folder):
     """The link moves to a server with a stream and a consumer of the same names: each server hears of its own messages."""
     server = servers(f'jetstream {{ store_dir: "{folder}/other-{world.lattice}", max_mem: 64M, max_file: 256M }}')
-    other = Stream(server, (await world.client(server)).jetstream(timeout=2 * SLOW))
+    other = Stream(server, (await world.client(server)).jetstream(timeout=DEADLINE))
     await other.js.add_stream(StreamConfig(name=STREAM, subjects=["orders.>"]))
     for one, body in ((stream, b"here"), (other, b"there")):
         await one.consumer()

@@ -33,9 +33,11 @@ class Stream:
 
     async def settled(self, count, name=CONSUMER, timeout=DEADLINE):
         """Waits until so many messages are acknowledged, and none is open."""
+        impatient = self.js._nc.jetstream(timeout=2 * SLOW)  # what a server that goes away takes with it is asked for again
+
         async def done():
             try:
-                info = await self.info(name)
+                info = await impatient.consumer_info(STREAM, name)
             except (nats.errors.Error, nats.js.errors.Error):
                 return False  # the server is away
             return info.ack_floor.stream_seq >= count and info.num_ack_pending == 0
@@ -46,7 +48,7 @@ class Stream:
 async def stream(world, servers, folder):
     server = servers('jetstream { store_dir: "%s", max_mem: 64M, max_file: 256M }' % (folder / f"js-{world.lattice}"))
     nc = await world.client(server)
-    js = nc.jetstream(timeout=2 * SLOW)
+    js = nc.jetstream(timeout=DEADLINE)
     await js.add_stream(StreamConfig(name=STREAM, subjects=["orders.>"]))
     return Stream(server, js)
 

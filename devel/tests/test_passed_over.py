@@ -293,7 +293,7 @@ async def test_questions_to_jetstream(world, servers):
 async def pushed(world, servers, folder):
     """A stream's server, and a link with plain subscriptions to where push consumers deliver."""
     server = servers('jetstream { store_dir: "%s", max_mem: 64M, max_file: 256M }' % (folder / f"push-{world.lattice}"))
-    js = (await world.client(server)).jetstream(timeout=2 * SLOW)
+    js = (await world.client(server)).jetstream(timeout=DEADLINE)
     await js.add_stream(StreamConfig(name="S", subjects=["orders.>"]))
     return server, js
 
