@@ -8,7 +8,7 @@ import nats.js.errors
 import pytest
 from nats.js.api import AckPolicy, ConsumerConfig, StreamConfig
 
-from lattice import OWN_MEMORY, Trap, run_provider, until
+from lattice import OWN_MEMORY, Trap, flush, in_time, run_provider, until, within
 from servers import DEADLINE, SLOW
 
 STREAM, CONSUMER = "ORDERS", "worker"
@@ -332,22 +332,29 @@ async def test_wrong_entries(world, text):
 
 # ---------------------------------------------------------------- coming and going
 
-async def test_stopping_gives_back(world, stream):
+async def test_stopping_gives_back(worlds, server, stream):
     """An order to shut down: what the component has is finished and acknowledged, the rest is free for others at once."""
     await stream.consumer(ack_wait=600)
     await stream.put(*(b"%d" % i for i in range(10)))
-    provider = await world.start(link(world, stream, max_in_flight="1"))
-    component = await world.component(by_hand=True)
-    call = await component.invocation()
-    await call.handshake()
-    await call.params()
-    order = asyncio.create_task(world.host.shutdown())
-    await provider.wait_log("stopping")
-    await call.answer()
-    assert await order == b"shutting down"
-    assert await provider.wait_exit() == 0
-    info = await stream.info()
-    assert info.ack_floor.stream_seq == 1 and info.num_ack_pending == 0
+
+    async def steps():
+        world = await worlds(server)
+        provider = await world.start(link(world, stream, max_in_flight="1"))
+        component = await world.component(by_hand=True)
+        call = await component.invocation()
+        await call.handshake()
+        await call.params()
+        before = (await stream.info()).ack_floor.stream_seq
+        with within(0.2):  # provider.h, SHUTDOWN_MS
+            order = asyncio.create_task(world.host.shutdown())
+            await provider.wait_log("stopping")
+            await call.answer()
+            await flush(world.nc)
+        assert await order == b"shutting down"
+        assert await provider.wait_exit() == 0
+        info = await stream.info()
+        assert info.ack_floor.stream_seq == before + 1 and info.num_ack_pending == 0
+    await in_time(steps)
 
 
 async def test_deleted_link_gives_back(world, stream):

@@ -9,7 +9,7 @@ import ssl
 import pytest
 
 import wire
-from lattice import flush, until
+from lattice import flush, in_time, until, within
 from servers import DEADLINE, SLOW, Proxy, tls_block
 from traffic import make_stream
 
@@ -99,35 +99,40 @@ async def test_frozen_keeps_its_connections(world):
     assert not provider.log("connection lost")
 
 
-async def test_frozen_ends_no_calls(world):
+async def test_frozen_ends_no_calls(worlds, server):
     """Time in which the provider was not run is nobody's: what was answered meanwhile is read, in all its length, before a call is ended."""
     limit_ms = int(2500 * SLOW)
-    links = world.host.consumer_link("asks"), world.host.handler_link(subscriptions=world.s("in"), handler_timeout_ms=str(limit_ms))
-    provider = await world.start(*links)
-    asks, handles = await world.component("asks", serve=False), await world.component(by_hand=True)
-    questions = await world.listen(world.s("questions"))
-    calls = [await asks.start("request", wire.request_params(world.s("questions"), b"%d" % i, limit_ms)) for i in range(100)]
-    for i in range(100):
-        await world.nc.publish(world.s("in"), b"%d" % i)
-    asked = [await questions.next_msg(DEADLINE) for _ in calls]
-    given = [await handles.invocation() for _ in calls]
-    for call in calls:
-        await call.handshake()
-        await call.send_rest()
-    for invocation in given:
-        await invocation.handshake()
-        await invocation.params()
-    provider.process.send_signal(signal.SIGSTOP)
-    for question in asked:
-        await question.respond(bytes(2000))
-    for invocation in given:
-        await invocation.answer()
-    await flush(world.nc)
-    await frozen(provider, limit_ms / 1000 + 0.5)
-    done = [await call.result() for call in calls]
-    assert all(call.ok for call in done), done
-    counts = await provider.counts("-> echo .*counts:")
-    assert (counts["handled"], counts["timeout"]) == (100, 0), counts
+
+    async def steps():
+        world = await worlds(server)
+        links = world.host.consumer_link("asks"), world.host.handler_link(subscriptions=world.s("in"), handler_timeout_ms=str(limit_ms))
+        provider = await world.start(*links)
+        asks, handles = await world.component("asks", serve=False), await world.component(by_hand=True)
+        questions = await world.listen(world.s("questions"))
+        with within(limit_ms / 1000 - 0.5):  # till it is frozen
+            calls = [await asks.start("request", wire.request_params(world.s("questions"), b"%d" % i, limit_ms)) for i in range(100)]
+            for i in range(100):
+                await world.nc.publish(world.s("in"), b"%d" % i)
+            asked = [await questions.next_msg(DEADLINE) for _ in calls]
+            given = [await handles.invocation() for _ in calls]
+            for call in calls:
+                await call.handshake()
+                await call.send_rest()
+            for invocation in given:
+                await invocation.handshake()
+                await invocation.params()
+            provider.process.send_signal(signal.SIGSTOP)
+        for question in asked:
+            await question.respond(bytes(2000))
+        for invocation in given:
+            await invocation.answer()
+        await flush(world.nc)
+        await frozen(provider, limit_ms / 1000 + 0.5)
+        done = [await call.result() for call in calls]
+        assert all(call.ok for call in done), done
+        counts = await provider.counts("-> echo .*counts:")
+        assert (counts["handled"], counts["timeout"]) == (100, 0), counts
+    await in_time(steps)
 
 
 # ---------------------------------------------------------------- our own close
