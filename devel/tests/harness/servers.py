@@ -367,8 +367,10 @@ class Proxy:
     """A TCP path to a port, which can go silent without closing, in either direction or both, and speak again.
 
     rate: so many bytes a second go to the server; down: and so many to the client. delay: seconds each way (None: it never has any). Both may change while it works.
-    buffer: what the kernel takes in advance from the client, about; a slow path wants it small.
+    buffer: what the kernel takes in advance from the client, about; a slow path wants it small. late: by how many seconds the delay was
+    exceeded at most, since the machine did something else.
     """
+    late = 0
 
     def __init__(self, port, rate=None, delay=None, buffer=None, down=None):
         self.to_port, self.rate, self.down, self.delay = port, rate, down, delay
@@ -437,6 +439,7 @@ class Proxy:
     def _deliver(self, line, source, target):
         while (due := line.get())[1]:
             time.sleep(max(0, due[0] - time.monotonic()))
+            self.late = max(self.late, time.monotonic() - due[0])
             with contextlib.suppress(OSError):
                 target.sendall(due[1])
         self._end(source, target)
