@@ -201,6 +201,11 @@ class Provider:
         line = await self.wait_log(pattern, count=before + 1)
         return {name: int(n) for name, n in re.findall(r"(\w+)=(\d+)", line)}
 
+    def cpu(self):
+        """Seconds of a processor that it has had so far."""
+        ticks = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+        return sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
+
     def status(self, field):
         """A number of /proc/PID/status, such as VmRSS (kB) or Threads."""
         return int(re.search(rf"^{field}:\s+(\d+)", Path(f"/proc/{self.pid}/status").read_text(), re.M).group(1))
