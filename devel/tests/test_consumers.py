@@ -171,9 +171,9 @@ async def test_shorter_ack_wait(world, stream):
     await stream.put(b"0", b"1")
     calls = [await component.invocation() for _ in range(2)]
     assert [await taken(call) for call in calls] == [b"0", b"1"]
-    await stream.consumer(ack_wait=1)
+    await stream.consumer(ack_wait=3)
     await until(lambda: redelivered(stream, 1), "it is delivered again")
-    await passed(4)
+    await passed(8)
     assert component.invocations.empty()
     assert (await stream.info()).delivered.consumer_seq <= 2 + 2 * 2, "each was delivered again once, or once more"
     for call in calls:
@@ -190,7 +190,7 @@ async def test_outage_longer_than_ack_wait(world, stream):
     """What waits, or the component still has, when JetStream delivers it again it has once: its outcome is told by the newer
     delivery."""
     path = Proxy(stream.server.port)
-    await stream.consumer(ack_wait=1)
+    await stream.consumer(ack_wait=3)  # longer than anybody's process stands still
     told = await world.listen("$JS.ACK.>", nc=stream.js._nc)
     provider = await world.start(link(world, stream, url=path.url, max_in_flight="4", subscriptions="plain", handler_timeout_ms="60000"))
     component = await world.component(by_hand=True)

@@ -129,7 +129,8 @@ async def test_failures_come_back(world, stream, failure, count, style):
         if failure == "trap":
             raise Trap
         await asyncio.sleep(1000)
-    provider = await world.start(link(world, stream, handler_timeout_ms=str(int(300 * SLOW))))
+    # long enough that no call is over before the handler has noted its time
+    provider = await world.start(link(world, stream, handler_timeout_ms=str(int(1500 * SLOW))))
     await world.component(handler=handler, style=style)
     await stream.put(b"x")
     await stream.settled(1, timeout=20 * SLOW)
@@ -141,15 +142,15 @@ async def test_failures_come_back(world, stream, failure, count, style):
 
 async def test_progress(world, stream):
     """A component that takes longer than ack_wait keeps its message: it is delivered once."""
-    await stream.consumer(ack_wait=1)
+    await stream.consumer(ack_wait=3)
     await world.start(link(world, stream, handler_timeout_ms="60000"))
     component = await world.component(by_hand=True)
     await stream.put(b"slow")
     call = await component.invocation()
     await call.handshake()
     await call.params()
-    end = asyncio.get_running_loop().time() + 3.5  # the time itself is under test: more than three times ack_wait
-    await until(lambda: asyncio.get_running_loop().time() > end, "3.5 s have passed")
+    end = asyncio.get_running_loop().time() + 7  # the time itself is under test: more than twice ack_wait
+    await until(lambda: asyncio.get_running_loop().time() > end, "7 s have passed")
     info = await stream.info()
     assert component.invocations.empty() and info.num_ack_pending == 1 and info.num_redelivered == 0
     await call.answer()

@@ -210,7 +210,7 @@ async def test_long_results_through_a_slow_lattice(world):
     await asyncio.sleep(0.7)
     for call in calls:
         await call.send_rest()
-    answers = await asyncio.gather(*(call.result(20) for call in calls), return_exceptions=True)
+    answers = await asyncio.gather(*(call.result(2 * DEADLINE) for call in calls), return_exceptions=True)
     await relay.close()
     assert all(isinstance(call, Call) for call in answers), answers
 
