@@ -165,23 +165,27 @@ async def test_lattice_cut_while_replies_come(world, paths, when, size):
 
 async def test_lattice_restarts_before_the_callers_are_back(servers, worlds):
     """The server of the lattice is away for a moment, and the caller's host is back later than the provider."""
-    lattice, far = servers(), servers()
-    world = await worlds(lattice)
-    await world.start(world.host.consumer_link(url=far.url))
-    component = await world.component(serve=False, race=0, nc=await world.client(lattice, reconnect_time_wait=1.0))
-    outside, asked = await world.client(far), asyncio.Queue()
-    await outside.subscribe("svc", cb=asked.put)
-    await flush(outside)
-    call = await component.start("request", wire.request_params("svc", b"", 60000))
-    await call.handshake()
-    await call.send_rest()
-    message = await asyncio.wait_for(asked.get(), DEADLINE)
-    lattice.stop()
-    await world.provider.wait_log("lattice.*connection lost")
-    await message.respond(b"late")
-    await flush(outside)
-    lattice.start()
-    assert (await call.result()).ok
+    async def steps():
+        lattice, far = servers(), servers()
+        world = await worlds(lattice)
+        await world.start(world.host.consumer_link(url=far.url))
+        component = await world.component(serve=False, race=0, nc=await world.client(lattice, reconnect_time_wait=1.0))
+        outside, asked = await world.client(far), asyncio.Queue()
+        await outside.subscribe("svc", cb=asked.put)
+        await flush(outside)
+        call = await component.start("request", wire.request_params("svc", b"", 60000))
+        await call.handshake()
+        await call.send_rest()
+        message = await asyncio.wait_for(asked.get(), DEADLINE)
+        lattice.stop()
+        await world.provider.wait_log("lattice.*connection lost")
+        await message.respond(b"late")
+        await flush(outside)
+        with within(2.5):  # provider.h, ABSENCES_MAX: a caller who is away for 3 s is gone
+            lattice.start()
+            await flush(component.nc)
+        assert (await call.result()).ok
+    await in_time(steps)
 
 
 @pytest.mark.parametrize("kind", ["plain", "stored"])

@@ -377,8 +377,8 @@ class Proxy:
     """A TCP path to a port, which can go silent without closing, in either direction or both, and speak again.
 
     rate: so many bytes a second go to the server; down: and so many to the client. delay: seconds each way (None: it never has any). Both may change while it works.
-    buffer: what the kernel takes in advance from the client, about; a slow path wants it small. late: by how many seconds the delay was
-    exceeded at most, since the machine did something else.
+    buffer: what the kernel takes in advance from the client, about; a slow path wants it small. late: by how many seconds a delay, or the
+    time that the rate takes, was exceeded at most, since the machine did something else.
     """
     late = 0
 
@@ -430,7 +430,9 @@ class Proxy:
         with contextlib.suppress(OSError):
             while data := source.recv(self._at_once(direction)):
                 if self._at_once(direction) < 65536:
-                    time.sleep(len(data) / self._rate(direction))  # this is the rate
+                    began, pause = time.monotonic(), len(data) / self._rate(direction)
+                    time.sleep(pause)  # this is the rate
+                    self.late = max(self.late, time.monotonic() - began - pause)
                 self.open[direction].wait()
                 deliver(data)
         self.open[direction].wait()  # an end is no louder than the rest
