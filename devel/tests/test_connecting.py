@@ -79,7 +79,8 @@ async def test_address_that_is_silent(world, servers, tmp_path):
 @pytest.mark.parametrize("jump", [3600, -3600, -10**9])
 async def test_clock_jumps(world, servers, authority, tmp_path, jump):
     """The time of day jumps, and back, each time that it is asked: attempts take their time, and no more, with TLS and without."""
-    far, silent = servers(tls_block(*authority.issue(f"clock{jump}"))), Silent()
+    patient = tls_block(*authority.issue(f"clock{jump}")).replace("timeout: ", "timeout: 3") + "authorization { timeout: 30 }\n"
+    far, silent = servers(patient), Silent()
     path = Proxy(far.port, delay=0.2)
     links = [world.host.consumer_link("echo", url=path.url.replace("nats", "tls"), tls_ca=authority.ca),
              world.host.consumer_link("plain"), world.host.consumer_link("silent", url=silent.url, connect_timeout_sec="2")]
