@@ -57,10 +57,14 @@ async def test_server_killed(site, which, binary=None):
     await s.provider.wait_log("connection lost", count=4 if which == "link" else 1)
     if which == "link":  # while it is down, calls fail at once and in words
         await s.flows["publish"].progress("words")  # what was answered before has come
-        await s.flows["publish"].tell("mark")
-        before = await s.flows["publish"].report()
-        after = await s.flows["publish"].progress("words")
-        assert after["ok"] == before["ok"] and after["p99_us"] < 1_000_000 * SLOW, after
+
+        async def attempt():
+            await s.flows["publish"].tell("mark")
+            before = await s.flows["publish"].report()
+            after = await s.flows["publish"].progress("words")
+            assert after["ok"] == before["ok"], after
+            return after["p99_us"] / 1_000_000
+        await quickest(1 * SLOW, attempt)
         await s.flows["request"].progress("words")
     for server in killed:
         server.start()

@@ -119,8 +119,7 @@ async def test_order_too_large(worlds, servers):
     another's."""
     world = await worlds(servers(LARGE))
     provider = await world.start(world.host.consumer_link())
-    await world.host.put(world.host.consumer_link("other", junk="x" * 4_000_000))
-    await world.host.put(world.host.consumer_link("third"))
+    await world.host.put(world.host.consumer_link("other", junk="x" * 4_000_000), world.host.consumer_link("third"))
     await provider.wait_log("link third -> .* connected to")
     await world.host.unhealthy("an order of the host is lost")
 
