@@ -2,6 +2,7 @@
 """What a provider connects to: nats-server in every form the tests need, certificates, accounts, and dead ends."""
 import base64
 import contextlib
+import fcntl
 import itertools
 import json
 import os
@@ -312,14 +313,18 @@ class Accounts:
 
 # ---------------------------------------------------------------- addresses that do not work
 
-def ports_of_this_worker():
-    """All that Linux gives to nobody who asks for any (/proc/sys/net/ipv4/ip_local_port_range), an eighth to each worker of pytest."""
-    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 8
-    begin = random.randrange(2750)  # other runs beside this one begin elsewhere
-    return itertools.cycle(10_000 + 2750 * worker + (begin + n) % 2750 for n in range(2750))
+def ports_of_this_process():
+    """All that Linux gives to nobody who asks for any (/proc/sys/net/ipv4/ip_local_port_range), in 24 parts: each process that starts
+    servers has one of them for itself while it runs, beside other workers and other runs of the tests."""
+    for part in random.sample(range(24), 24):
+        lock = open(f"/tmp/provider-tests-{os.getuid()}-ports-{part}", "w")  # closed with this process
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+    yield from itertools.cycle(range(10_000 + 915 * part, 10_000 + 915 * (part + 1)))
 
 
-PORTS = ports_of_this_worker()
+PORTS = ports_of_this_process()
 
 
 def free_port():
