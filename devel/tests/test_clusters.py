@@ -207,7 +207,7 @@ async def left_without_loss(world, first, provider, load):
     close_soon(first)
     await left(first)
     assert first.running and not provider.log("connection lost"), "it still serves its clients"
-    await asyncio.gather(*(flow.progress("sent", 300) for flow in load.values()))  # in the time that is left
+    await asyncio.gather(*(flow.progress("sent", 300, 2 * DEADLINE) for flow in load.values()))  # in the time that is left
     for flow in load.values():
         await flow.tell("rate 0")
     await load["handle"].until(lambda r: r["handled"] == r["sent"] and r["twice"] == 0, "each message was handled once")
@@ -226,7 +226,8 @@ async def test_leaves_before_its_server_closes(world, clusters, traffic, version
     provider = await world.start(world.host.handler_link("handle", name="handle", url=first.url, subscriptions="in|workers"),
                                  world.host.handler_link("stream", name="stream", url=first.url, consumers=consumers),
                                  *(world.host.consumer_link(name, url=first.url) for name in ("publish", "request")))
-    load = {flow: await traffic(world, flow, flow, link=outside.url, subject=subject, rate=0) for flow, subject in FLOWS.items()}
+    load = {flow: await traffic(world, flow, flow, link=outside.url, subject=subject, rate=0, hang=int((3 if flow == "stream" else 30) * SLOW))
+            for flow, subject in FLOWS.items()}  # what a stream is sent while it has no leader is never acknowledged
     for node in cluster.nodes:
         for subject in ("in", "out", "ask"):
             await until(lambda: node.knows(subject), f"somebody is subscribed to {subject}")

@@ -8,7 +8,7 @@ import time
 import pytest
 from nats.js.api import AckPolicy, ConsumerConfig, StorageType, StreamConfig
 
-from lattice import flush, until
+from lattice import TooLate, flush, in_time, until, within
 from servers import DEADLINE, SLOW, Proxy, raw_publish
 from test_change import changed
 from test_jetstream import CONSUMER, STREAM, Stream, counts, link, provider_counts, stream  # noqa: F401: a fixture
@@ -302,43 +302,53 @@ async def delivered(stream, name, count):
 
 
 @pytest.mark.parametrize("order, pause", [("put", 0), ("delete", 0), ("delete", 1.5), ("shutdown", 0), ("shutdown", 1.5)])
-async def test_on_its_way_when_it_ends(world, stream, order, pause):
+async def test_on_its_way_when_it_ends(worlds, server, stream, order, pause):
     """What was asked for, and is on its way when the link changes or ends, is handled or given back: nobody waits for ack_wait. That
     goes, too, if the next one asks only after the pause that JetStream was told to make, while no request should stand."""
-    path = Proxy(stream.server.port)
-    await stream.consumer(ack_wait=600)
-    handler = link(world, stream, url=path.url)
-    provider = await world.start(handler)
-    component = await world.component()
-    await until(lambda: waits(stream), "its request stands")
-    path.silence("to client")
-    await stream.put(*(b"%d" % i for i in range(100)))
-    await until(lambda: delivered(stream, CONSUMER, 100), "they are on their way")
-    if order == "shutdown":
-        asked = asyncio.create_task(world.host.shutdown(timeout=DEADLINE))
-        await provider.wait_log("stopping")
-    elif order == "delete":
-        await world.host.delete(handler)
-        await provider.wait_log("deleted")
-    else:
-        await world.host.put(changed(handler, custom_inbox_prefix="OTHER"))
-        await provider.wait_log("connects anew")
-    path.speak()
-    if order == "shutdown":
-        await asked
-        assert await provider.wait_exit() == 0
-        world.providers.remove(provider)
-        await asyncio.sleep(pause)
-        await world.start(link(world, stream))
-    elif order == "delete":
-        await provider.wait_log("counts: .*open=0")
-        await asyncio.sleep(pause)
-        await world.put(link(world, stream))
-    bodies = set()
-    while len(bodies) < 100:
-        bodies.add((await component.next()).body)
-    await stream.settled(100)
-    path.close()
+    async def steps():
+        world, path = await worlds(server), Proxy(stream.server.port)
+        await stream.consumer(ack_wait=600)
+        handler = link(world, stream, url=path.url)
+        provider = await world.start(handler)
+        component = await world.component()
+        try:
+            await until(lambda: waits(stream), "its request stands")
+            path.silence("to client")
+            await stream.put(*(b"%d" % i for i in range(100)))
+            await until(lambda: delivered(stream, CONSUMER, 100), "they are on their way")
+            with within(1.7):  # provider.h, PROBE_PATIENCE_MS: so long a path may stand still
+                if order == "shutdown":
+                    asked = asyncio.create_task(world.host.shutdown())
+                    await provider.wait_log("stopping")
+                elif order == "delete":
+                    await world.host.delete(handler)
+                    await provider.wait_log("deleted")
+                else:
+                    await world.host.put(changed(handler, custom_inbox_prefix="OTHER"))
+                    await provider.wait_log("connects anew")
+                path.speak()
+        except TooLate:
+            path.speak()
+            await provider.stop()
+            await stream.js.delete_consumer(STREAM, CONSUMER)
+            await stream.js.purge_stream(STREAM)
+            raise
+        if order == "shutdown":
+            await asked
+            assert await provider.wait_exit() == 0
+            world.providers.remove(provider)
+            await asyncio.sleep(pause)
+            await world.start(link(world, stream))
+        elif order == "delete":
+            await provider.wait_log("counts: .*open=0")
+            await asyncio.sleep(pause)
+            await world.put(link(world, stream))
+        bodies = set()
+        while len(bodies) < 100:
+            bodies.add((await component.next()).body)
+        await stream.settled((await stream.js.stream_info(STREAM)).state.last_seq)
+        path.close()
+    await in_time(steps)
 
 
 async def test_told_by_the_connection_that_works(world, stream):

@@ -121,7 +121,7 @@ async def test_frozen_ends_no_calls(worlds, server):
             for invocation in given:
                 await invocation.handshake()
                 await invocation.params()
-            provider.process.send_signal(signal.SIGSTOP)
+        provider.process.send_signal(signal.SIGSTOP)
         for question in asked:
             await question.respond(bytes(2000))
         for invocation in given:
