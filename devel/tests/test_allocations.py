@@ -10,6 +10,7 @@ Of thousands of allocations ./test.sh takes a slice, another each time (SEED rep
 EVERY=5, as continuous integration does, each fifth.
 """
 import asyncio
+import contextlib
 import ctypes
 import json
 import os
@@ -26,7 +27,7 @@ from nats.js.api import AckPolicy, ConsumerConfig, StreamConfig
 
 import wire
 from lattice import TOP, World, flush, until
-from servers import SLOW, Accounts, nats_server_of, tls_block
+from servers import DEADLINE, SLOW, Accounts, nats_server_of, tls_block
 
 FAILING = TOP / "build/failing/provider"
 NOWHERE = 10**9     # an allocation that never comes
@@ -265,7 +266,7 @@ class WrongCA(Run):
             if self.lattice_lost() > lost:
                 return True
             return re.search(r"\(wrong\): (?!connecting)", (await self.host.health()).get("message", ""))
-        await until(refused, "the link says that it cannot connect", 3 * SLOW)
+        await until(refused, "the link says that it cannot connect")
         fail(self.provider, 0)
         if self.lattice_lost() > lost:  # after many in a row it would be away for up to 30 s
             assert not self.provider.log("wrong.*: connected to")
@@ -317,8 +318,8 @@ class Calls(Run):
         for subject in "in", "s.one":
             await site.outside.publish(subject, b"armed")
             await site.outside.publish(subject, BODY)
-        tasks = [asyncio.create_task(call.finish(3 * SLOW)) for call in calls]
-        await until(lambda: all(t.done() for t in tasks) or self.any_lost() > before, "calls end", 4 * SLOW)
+        tasks = [asyncio.create_task(call.finish()) for call in calls]
+        await until(lambda: all(t.done() for t in tasks) or self.any_lost() > before, "calls end", 3 * DEADLINE)
         for task in tasks:
             task.cancel()  # with its connection, an answer may be lost
         for result in await asyncio.gather(*tasks, return_exceptions=True):
@@ -375,11 +376,13 @@ class Questions(Run):
     async def act(self):
         before = len(self.told())
         for verb in "PING", "INFO", "STATS":
-            try:
-                answer = json.loads((await self.world.nc.request(f"$SRV.{verb}.messaging-nats", b"", timeout=0.3 * SLOW)).data)
-                assert answer["id"] and (verb == "PING" or len(answer["endpoints"]) == 3), answer
-            except (NatsTimeout, NoRespondersError):
-                await until(lambda: len(self.told()) > before, "an allocation failed")
+            async def answered():
+                with contextlib.suppress(NatsTimeout, NoRespondersError):
+                    answer = json.loads((await self.world.nc.request(f"$SRV.{verb}.messaging-nats", b"", timeout=0.3 * SLOW)).data)
+                    assert answer["id"] and (verb == "PING" or len(answer["endpoints"]) == 3), answer
+                    return True
+                return len(self.told()) > before
+            await until(answered, "an answer, or an allocation failed")
         await self.heard()
 
 
@@ -397,7 +400,7 @@ class Delete(Run):
         before, lost, deleted = len(self.told()), self.any_lost(), len(self.provider.log("deleted"))
         fail(self.provider, n)
         await self.host.delete(self.site.stream_publisher())
-        await until(lambda: len(self.provider.log("deleted")) > deleted or self.any_lost() > lost, "deleted", 3 * SLOW)
+        await until(lambda: len(self.provider.log("deleted")) > deleted or self.any_lost() > lost, "deleted")
         fail(self.provider, 0)
         if len(self.provider.log("deleted")) == deleted:
             await self.alive(self.told()[before:])
@@ -454,7 +457,7 @@ class Shutdown(Start):
         await flush(self.host.nc)
         # a message that finds no memory is lost
         lost = "connection lost|passed over"
-        await until(lambda: provider.reader.done() or provider.log(lost + "|stopping"), "heard", 3 * SLOW)
+        await until(lambda: provider.reader.done() or provider.log(lost + "|stopping"), "heard")
         if n < 0:
             fail(provider, 0)
         if not provider.log(lost) or provider.log("stopping"):

@@ -188,7 +188,7 @@ async def test_tls_ends_in_front_of_nats(world, servers, terminators, authority,
     outside = await world.client(far)
     out = await world.listen("out", nc=outside)
     assert (await component.publish("out", b"there")).ok
-    assert (await out.next_msg(5)).data == b"there"
+    assert (await out.next_msg(DEADLINE)).data == b"there"
     await outside.publish("in", b"back")
     assert (await component.next()).body == b"back"
 

@@ -54,9 +54,9 @@ async def test_name_with_many_addresses(world, servers, tmp_path, count):
 async def test_answer_with_many_addresses(world, servers, tmp_path, name_servers, count):
     """The same from a name server, whose answer is as long as a datagram can be. All but one are refused: it takes a few rounds."""
     far = servers()
-    good = name_servers("127.7.7.4", [f"127.1.{i // 250}.{i % 250 + 1}" for i in range(count - 1)] + ["127.0.0.1"])
+    good = name_servers([f"127.1.{i // 250}.{i % 250 + 1}" for i in range(count - 1)] + ["127.0.0.1"])
     provider = await world.start(world.host.consumer_link(url=f"nats://broker.example:{far.port}"), ready=False,
-                                 prefix=with_files(tmp_path, resolv="nameserver 127.7.7.4\n"))
+                                 prefix=with_files(tmp_path, resolv=f"nameserver {good.host}\n"))
     await provider.wait_log("connected to broker.example:", 60 * SLOW)
     assert good.asked
     await publishes(world)
@@ -79,7 +79,8 @@ async def test_address_that_is_silent(world, servers, tmp_path):
 @pytest.mark.parametrize("jump", [3600, -3600, -10**9])
 async def test_clock_jumps(world, servers, authority, tmp_path, jump):
     """The time of day jumps, and back, each time that it is asked: attempts take their time, and no more, with TLS and without."""
-    far, silent = servers(tls_block(*authority.issue(f"clock{jump}"))), Silent()
+    patient = tls_block(*authority.issue(f"clock{jump}")).replace("timeout: ", "timeout: 3") + "authorization { timeout: 30 }\n"
+    far, silent = servers(patient), Silent()
     path = Proxy(far.port, delay=0.2)
     links = [world.host.consumer_link("echo", url=path.url.replace("nats", "tls"), tls_ca=authority.ca),
              world.host.consumer_link("plain"), world.host.consumer_link("silent", url=silent.url, connect_timeout_sec="2")]
@@ -102,10 +103,9 @@ async def test_clock_jumps(world, servers, authority, tmp_path, jump):
 async def test_first_name_server_dead(world, servers, tmp_path, name_servers):
     """The time for a connection begins when the name is known: a second name server that answers is enough."""
     far = servers()
-    name_servers("127.7.7.1", silent=True)
-    good = name_servers("127.7.7.2", ["127.0.0.1"])
+    dead, good = name_servers(silent=True), name_servers(["127.0.0.1"])
     provider = await world.start(world.host.consumer_link(url=f"nats://broker.example:{far.port}"), ready=False,
-                                 prefix=with_files(tmp_path, resolv="nameserver 127.7.7.1\nnameserver 127.7.7.2\n"))
+                                 prefix=with_files(tmp_path, resolv=f"nameserver {dead.host}\nnameserver {good.host}\n"))
     await provider.wait_log("connected to broker.example:", 30 * SLOW)
     assert good.asked
     await publishes(world)
@@ -116,9 +116,9 @@ async def test_first_name_server_dead(world, servers, tmp_path, name_servers):
 async def test_name_server_without_edns(world, servers, tmp_path, name_servers, old):
     """A name server, or a firewall before it, that does not know EDNS is asked without it."""
     far = servers()
-    name_servers("127.7.7.5", ["127.0.0.1"], old=old)
+    asked = name_servers(["127.0.0.1"], old=old)
     provider = await world.start(world.host.consumer_link(url=f"nats://broker.example:{far.port}"), ready=False,
-                                 prefix=with_files(tmp_path, resolv="nameserver 127.7.7.5\n"))
+                                 prefix=with_files(tmp_path, resolv=f"nameserver {asked.host}\n"))
     await provider.wait_log("connected to broker.example:", 30 * SLOW)
     await publishes(world)
 
@@ -134,9 +134,9 @@ async def test_words_with_a_short_password(world, servers):
 async def test_name_server_that_cuts_its_answer(world, servers, tmp_path, name_servers):
     """Nobody waits for the rest of an answer at a name server that takes a connection and says nothing."""
     far = servers()
-    name_servers("127.7.7.3", ["127.0.0.1", "127.0.0.1"], cut=True)
+    cuts = name_servers(["127.0.0.1", "127.0.0.1"], cut=True)
     await world.start(world.host.consumer_link(url=f"nats://broker.example:{far.port}"),
-                      prefix=with_files(tmp_path, resolv="nameserver 127.7.7.3\n"))
+                      prefix=with_files(tmp_path, resolv=f"nameserver {cuts.host}\n"))
     await publishes(world)
 
 
@@ -162,12 +162,11 @@ async def test_deleted_while_it_connects(world):
     silent = [Silent() for _ in range(4)]
     link = world.host.consumer_link(url=",".join(one.url for one in silent))
     provider = await world.start()
-    before = provider.status("Threads")
     await world.host.put(link)
     assert await asyncio.to_thread(silent[0].asked.wait, DEADLINE)
-    assert provider.status("Threads") == before + 1
+    during = provider.status("Threads")
     await world.host.delete(link)
-    await until(lambda: provider.status("Threads") == before, "the connecting thread has ended", 12 * SLOW)
+    await until(lambda: provider.status("Threads") < during, "the connecting thread has ended", 12 * SLOW)
     assert not silent[1].asked.is_set()
     for one in silent:
         one.close()

@@ -14,7 +14,7 @@ VERSIONS = pytest.mark.parametrize("version", ["2.9", "2.10", NEWEST])
 
 
 async def stream_with(nc, subjects, consumer="C", stream="S", **config):
-    js = nc.jetstream(timeout=4 * SLOW)
+    js = nc.jetstream(timeout=DEADLINE)
     await js.add_stream(StreamConfig(name=stream, subjects=[subjects]))
     await js.add_consumer(stream, ConsumerConfig(durable_name=consumer, ack_policy=AckPolicy.EXPLICIT, **config))
     return js
@@ -148,10 +148,10 @@ async def test_group(world, servers, policy):
     """A consumer with priority groups gives its messages to a link that names one; a pinned one to the same link, request after request."""
     server = servers(binary=nats_server_of("newest"), jetstream="64M")
     nc = await world.client(server)
-    js = nc.jetstream(timeout=4 * SLOW)
+    js = nc.jetstream(timeout=DEADLINE)
     await js.add_stream(StreamConfig(name="S", subjects=["s.>"]))
     config = {"durable_name": "C", "name": "C", "ack_policy": "explicit", "priority_groups": ["jobs"], "priority_policy": policy}
-    made = json.loads((await nc.request("$JS.API.CONSUMER.CREATE.S.C", json.dumps({"stream_name": "S", "config": config}).encode(), timeout=4 * SLOW)).data)
+    made = json.loads((await nc.request("$JS.API.CONSUMER.CREATE.S.C", json.dumps({"stream_name": "S", "config": config}).encode(), timeout=DEADLINE)).data)
     assert not made.get("error"), made
     requests = await world.listen("$JS.API.CONSUMER.MSG.NEXT.S.C", nc=nc)
     link = world.host.handler_link(url=server.url, max_in_flight="3", consumers='[{"stream":"S","consumer":"C"}]')

@@ -9,7 +9,7 @@ import time
 import nats
 import pytest
 
-from lattice import until
+from lattice import quickest, until
 from servers import DEADLINE, SLOW, Accounts, Proxy, nats_server_of, tls_block
 from traffic import CALLS, RATE, Site, check
 
@@ -57,10 +57,14 @@ async def test_server_killed(site, which, binary=None):
     await s.provider.wait_log("connection lost", count=4 if which == "link" else 1)
     if which == "link":  # while it is down, calls fail at once and in words
         await s.flows["publish"].progress("words")  # what was answered before has come
-        await s.flows["publish"].tell("mark")
-        before = await s.flows["publish"].report()
-        after = await s.flows["publish"].progress("words")
-        assert after["ok"] == before["ok"] and after["p99_us"] < 1_000_000 * SLOW, after
+
+        async def attempt():
+            await s.flows["publish"].tell("mark")
+            before = await s.flows["publish"].report()
+            after = await s.flows["publish"].progress("words")
+            assert after["ok"] == before["ok"], after
+            return after["p99_us"] / 1_000_000
+        await quickest(1 * SLOW, attempt)
         await s.flows["request"].progress("words")
     for server in killed:
         server.start()
@@ -136,13 +140,16 @@ async def test_silent_link(site, directions, ping=PING):
     """A link's path that goes silent without closing is noticed within two ping intervals; calls end in words."""
     flows = CALLS if directions == ("to server",) else ("plain", "stream", *CALLS)  # else there is something to hear
     s = await site(paths=["link"], ping=ping, flows=flows)
-    seconds = await goes_silent(s, "link", ping, directions, "connection lost: silent", len(flows))
+
+    async def attempt():
+        seconds = await goes_silent(s, "link", ping, directions, "connection lost: silent", len(flows))
+        await s.world.host.unhealthy("silent|connect")
+        await asyncio.gather(*(s.flows[flow].progress("words", 1) for flow in CALLS))
+        s.paths["link"].speak()
+        await s.recovered()
+        return seconds
     first_ping = 2 if directions == ("to server",) else 0  # of nats-server, so long after connecting: a sign of life
-    assert seconds <= 2 * ping + first_ping + 0.7 * SLOW, seconds
-    await s.world.host.unhealthy("silent|connect")
-    await asyncio.gather(*(s.flows[flow].progress("words", 1) for flow in CALLS))
-    s.paths["link"].speak()
-    await s.recovered()
+    await quickest(2 * ping + first_ping + 0.7 * SLOW, attempt)
     check(*await s.settle(), link_stood=False)
 
 
@@ -150,10 +157,13 @@ async def test_silent_link(site, directions, ping=PING):
 async def test_silent_lattice(site, directions, ping=PING):
     """The lattice's path is watched in the same way; what its component did not answer meanwhile is counted."""
     s = await site(paths=["lattice"], ping=ping)
-    seconds = await goes_silent(s, "lattice", ping, directions, "lattice .*connection lost: silent", 1)
-    assert seconds <= 2 * ping + 0.7 * SLOW, seconds
-    s.paths["lattice"].speak()
-    await s.recovered()
+
+    async def attempt():
+        seconds = await goes_silent(s, "lattice", ping, directions, "lattice .*connection lost: silent", 1)
+        s.paths["lattice"].speak()
+        await s.recovered()
+        return seconds
+    await quickest(2 * ping + 0.7 * SLOW, attempt)
     check(*await s.settle(), lattice_stood=False)
 
 
@@ -164,8 +174,13 @@ async def test_silence_without_load(site, path):
     for flow in s.flows.values():
         await flow.tell("rate 0")
     await s.settle()
-    seconds = await goes_silent(s, path, PING, (), "connection lost: silent", 1)
-    assert seconds <= 2 * PING + 0.7 * SLOW, seconds
+
+    async def attempt():
+        seconds = await goes_silent(s, path, PING, (), "connection lost: silent", 1)
+        s.paths[path].speak()
+        await s.world.host.healthy(6 * DEADLINE)
+        return seconds
+    await quickest(2 * PING + 0.7 * SLOW, attempt)
 
 
 @pytest.mark.long
@@ -206,24 +221,25 @@ async def component_away(site, seconds, leave):
     end = time.monotonic() + seconds
     while time.monotonic() < end:  # the time without a component is what is tested
         await s.flows["publish"].progress("ok", 50)
+    fate = "dropped" if leave else "timeout"
+
+    async def noticed():
+        return (await s.provider.counts(s.counts_line("plain")))[fate]
+    await until(noticed, f"messages are counted: {fate}")
     for flow in ("plain", "stream"):
         await s.flows[flow].tell("join" if leave else "handles 1000000")
     await s.recovered()
-    reports, counts = await s.settle(6 * DEADLINE + 3 * seconds)
-    check(reports, counts)
-    return counts
+    check(*await s.settle(6 * DEADLINE + 3 * seconds))
 
 
 async def test_component_away(site, seconds=3):
     """Nobody runs the component: plain messages are dropped and counted, those of JetStream are kept."""
-    counts = await component_away(site, seconds, leave=True)
-    assert counts["plain"]["dropped"] > 0, counts
+    await component_away(site, seconds, leave=True)
 
 
 async def test_component_hangs(site, seconds=3):
     """The component is called and does not answer."""
-    counts = await component_away(site, seconds, leave=False)
-    assert counts["plain"]["timeout"] > 0, counts
+    await component_away(site, seconds, leave=False)
 
 
 @pytest.mark.long

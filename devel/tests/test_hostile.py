@@ -8,7 +8,7 @@ import pytest
 
 import wire
 from lattice import OWN_MEMORY, RUN, flush
-from servers import SLOW, raw_publish
+from servers import DEADLINE, SLOW, raw_publish
 
 MEGABYTE = 1048576
 DIGITS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567"  # the first 16 for three digits of slot, all of them for what is secret
@@ -100,7 +100,7 @@ async def test_kinds_of_inboxes_are_not_mixed_up(world):
         await forge(world.nc, inbox, ".params", data=(b"", b"\0"))
     await from_component.send_rest()
     await from_component.result()
-    assert from_component.ok and (await out.next_msg(5)).data == b"whole"
+    assert from_component.ok and (await out.next_msg(DEADLINE)).data == b"whole"
     await forge(world.nc, from_component.rs, ".params")  # it has ended
     await to_component.handshake()
     assert (await to_component.params()).body == b"1"
@@ -118,7 +118,7 @@ async def test_forged_replies_to_requests(world, servers):
     one, two = [await world.component(name, serve=False) for name in ("one", "two")]
     first = await one.start("request", wire.request_params("svc", b"1", 20000))
     second = await two.start("request", wire.request_params(world.s("svc"), b"2", 20000))
-    first_inbox, second_inbox = (await far_asked.next_msg(5)).reply, (await asked.next_msg(5)).reply
+    first_inbox, second_inbox = (await far_asked.next_msg(DEADLINE)).reply, (await asked.next_msg(DEADLINE)).reply
     for inbox in forgeries(first_inbox):
         await outside.publish(inbox, b"forged")
     for tail in (".results", ".params", ".error", ".x"):
@@ -135,7 +135,7 @@ async def test_forged_replies_to_requests(world, servers):
         await call.finish()
         assert call.ok and call.value.body == b"right", call
     third = await one.start("request", wire.request_params("svc", b"3", 20000))
-    third_inbox = (await far_asked.next_msg(5)).reply
+    third_inbox = (await far_asked.next_msg(DEADLINE)).reply
     await outside.publish(first_inbox, b"forged")  # that of a request that has ended
     await outside.publish(third_inbox, b"right")
     assert (await third.finish()).value.body == b"right"
@@ -148,7 +148,7 @@ async def test_link_inboxes_are_not_guessed_from_calls(world):
     for name in ("one", "two"):
         component = await world.component(name, serve=False)
         call = await component.start("request", wire.request_params(world.s("svc"), b"", 20000))
-        msg = await asked.next_msg(5)
+        msg = await asked.next_msg(DEADLINE)
         await call.handshake()
         stems |= {msg.reply.rpartition(".")[0], call.rs.rpartition(".")[0]}
         await msg.respond(b"")
@@ -288,7 +288,7 @@ async def test_hostile_trace_headers(world, value):
     subject = f"{world.lattice}.{world.host.key}.wrpc.0.0.1.wasmcloud:messaging/consumer@0.2.0.publish".encode()
     raw_publish(world.server, subject, params, b"some.inbox", headers=block)
     raw_publish(world.server, world.s("in").encode(), b"body", headers=b"NATS/1.0\r\ntraceparent: %s\r\n\r\n" % value)
-    msg = await out.next_msg(5)
+    msg = await out.next_msg(DEADLINE)
     assert msg.data == b"body" and set(msg.headers or {}) <= {"traceparent", "tracestate"}, msg.headers
     message = await echo.next()
     assert message.body == b"body" and set(message.headers) <= {"traceparent", "source-id", "target-id"}, message.headers
@@ -318,7 +318,7 @@ async def test_reaching_for_the_link_of_another(world, servers, function):
     assert (await two.publish("out", b"x")).ok
     one = await world.component("one", serve=False)
     assert (await one.publish("mine", b"x", link_name="private")).ok
-    assert (await reached.next_msg(5)).subject == "mine"
+    assert (await reached.next_msg(DEADLINE)).subject == "mine"
     assert reached.pending_msgs == 0
 
 
@@ -332,7 +332,7 @@ async def test_two_headers_of_one_name(world, servers):
     raw_publish(world.server, subject, wire.broker_message("out", b"x"), b"some.inbox", headers=block)
     one = await world.component("one", serve=False)
     assert (await one.publish("mine", b"x")).ok
-    assert (await reached.next_msg(5)).subject == "mine" and reached.pending_msgs == 0
+    assert (await reached.next_msg(DEADLINE)).subject == "mine" and reached.pending_msgs == 0
 
 
 # ---------------------------------------------------------------- the control subjects
@@ -410,7 +410,7 @@ async def test_calls_with_replies_that_are_no_inboxes(world):
         raw_publish(world.server, subject, wire.broker_message(world.s("out"), b"x"), reply, headers=headers)
     await provider.wait_log("without a usable reply", count=5)
     assert (await (await world.component(serve=False)).publish(world.s("out"), b"good")).ok
-    assert (await out.next_msg(5)).data == b"good"
+    assert (await out.next_msg(DEADLINE)).data == b"good"
     assert heard.pending_msgs == 0
 
 

@@ -231,7 +231,7 @@ async def test_record_spoilt(world, opened, far, authority, make, pattern):
     """After the handshake: a record that is changed or never ends costs the connection, in words; and it comes back."""
     relay = await opened(Records(far.address))
     provider = await world.start(world.host.consumer_link("good"), world.host.handler_link(
-        "bad", url="tls://" + relay.address, tls_ca=authority.ca, subscriptions="in", ping_interval_sec="1"))
+        "bad", url="tls://" + relay.address, tls_ca=authority.ca, subscriptions="in", ping_interval_sec="30" if pattern == "TLS" else "1"))
     await until(lambda: far.subscribers("in"), "subscribed")
     relay.spoil = make()
     outside = await world.client(far, tls=ssl.create_default_context(cafile=str(authority.ca_file)))

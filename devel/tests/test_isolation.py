@@ -5,8 +5,8 @@ import time
 
 import pytest
 
-from lattice import until
-from servers import SLOW, BlackHole, Silent
+from lattice import quickest, until
+from servers import DEADLINE, SLOW, BlackHole, Silent
 
 pytestmark = pytest.mark.alone
 
@@ -33,17 +33,21 @@ async def test_latency(world, dead_end, tls):
     """With links to an address that hangs, echoes take no longer, a new link connects at once, and health answers."""
     await world.start(world.host.handler_link(subscriptions=world.s("echo")), world.host.consumer_link())
     await world.echo()
-    before = await latencies(world)
     url = dead_end.url.replace("nats://", "tls://") if tls else dead_end.url
-    await world.host.put(*(world.host.consumer_link(f"hangs{i}", url=url) for i in range(4)))
-    await world.host.unhealthy("hangs0")
-    if isinstance(dead_end, Silent):
-        await until(dead_end.asked.is_set, "connected to the listener")
-    for _ in range(3):  # other work on the machine only ever makes it slower, so the best of three counts
+    hanging = [world.host.consumer_link(f"hangs{i}", url=url) for i in range(4)]
+    for _ in range(6):  # other work on the machine comes and goes, so the best of some rounds counts
+        before = await latencies(world)
+        await world.host.put(*hanging)
+        await world.host.unhealthy("hangs0")
+        if isinstance(dead_end, Silent):
+            await until(dead_end.asked.is_set, "connected to the listener")
         during = await latencies(world)
         print(f"median {statistics.median(before):.2f} ms before, {statistics.median(during):.2f} ms with links that hang")
         if statistics.median(during) < 2 * statistics.median(before) + 1 and max(during) < 500 * SLOW:
             break
+        for link in hanging:
+            await world.host.delete(link)
+        await world.host.healthy(2 * DEADLINE)
     else:
         pytest.fail("echoes take longer while other links hang")
 
@@ -56,14 +60,18 @@ async def test_latency(world, dead_end, tls):
     assert time.perf_counter() - start < 0.5 * SLOW
 
 
-async def test_shutdown_while_links_hang(world, dead_end):
+async def test_shutdown_while_links_hang(worlds, server, dead_end):
     """A connect that hangs does not hold up the answer to the host."""
-    provider = await world.start(world.host.consumer_link(url=dead_end.url), ready=False)
-    await world.host.unhealthy("echo")
-    start = time.perf_counter()
-    assert await world.host.shutdown() == b"shutting down"
-    assert time.perf_counter() - start < 0.3 * SLOW
-    assert await provider.wait_exit() == 0
+    async def attempt():
+        world = await worlds(server)
+        provider = await world.start(world.host.consumer_link(url=dead_end.url), ready=False)
+        await world.host.unhealthy("echo")
+        start = time.perf_counter()
+        assert await world.host.shutdown() == b"shutting down"
+        took = time.perf_counter() - start
+        assert await provider.wait_exit() == 0
+        return took
+    await quickest(0.3 * SLOW, attempt)
 
 
 async def test_delete_and_change_while_links_hang(world, dead_end):

@@ -8,7 +8,7 @@ import nats.js.errors
 import pytest
 from nats.js.api import AckPolicy, ConsumerConfig, StreamConfig
 
-from lattice import OWN_MEMORY, Trap, run_provider, until
+from lattice import OWN_MEMORY, Trap, flush, in_time, run_provider, until, within
 from servers import DEADLINE, SLOW
 
 STREAM, CONSUMER = "ORDERS", "worker"
@@ -33,9 +33,11 @@ class Stream:
 
     async def settled(self, count, name=CONSUMER, timeout=DEADLINE):
         """Waits until so many messages are acknowledged, and none is open."""
+        impatient = self.js._nc.jetstream(timeout=2 * SLOW)  # what a server that goes away takes with it is asked for again
+
         async def done():
             try:
-                info = await self.info(name)
+                info = await impatient.consumer_info(STREAM, name)
             except (nats.errors.Error, nats.js.errors.Error):
                 return False  # the server is away
             return info.ack_floor.stream_seq >= count and info.num_ack_pending == 0
@@ -46,7 +48,7 @@ class Stream:
 async def stream(world, servers, folder):
     server = servers('jetstream { store_dir: "%s", max_mem: 64M, max_file: 256M }' % (folder / f"js-{world.lattice}"))
     nc = await world.client(server)
-    js = nc.jetstream(timeout=2 * SLOW)
+    js = nc.jetstream(timeout=DEADLINE)
     await js.add_stream(StreamConfig(name=STREAM, subjects=["orders.>"]))
     return Stream(server, js)
 
@@ -127,7 +129,8 @@ async def test_failures_come_back(world, stream, failure, count, style):
         if failure == "trap":
             raise Trap
         await asyncio.sleep(1000)
-    provider = await world.start(link(world, stream, handler_timeout_ms=str(int(300 * SLOW))))
+    # long enough that no call is over before the handler has noted its time
+    provider = await world.start(link(world, stream, handler_timeout_ms=str(int(1500 * SLOW))))
     await world.component(handler=handler, style=style)
     await stream.put(b"x")
     await stream.settled(1, timeout=20 * SLOW)
@@ -139,15 +142,15 @@ async def test_failures_come_back(world, stream, failure, count, style):
 
 async def test_progress(world, stream):
     """A component that takes longer than ack_wait keeps its message: it is delivered once."""
-    await stream.consumer(ack_wait=1)
+    await stream.consumer(ack_wait=3)
     await world.start(link(world, stream, handler_timeout_ms="60000"))
     component = await world.component(by_hand=True)
     await stream.put(b"slow")
     call = await component.invocation()
     await call.handshake()
     await call.params()
-    end = asyncio.get_running_loop().time() + 3.5  # the time itself is under test: more than three times ack_wait
-    await until(lambda: asyncio.get_running_loop().time() > end, "3.5 s have passed")
+    end = asyncio.get_running_loop().time() + 7  # the time itself is under test: more than twice ack_wait
+    await until(lambda: asyncio.get_running_loop().time() > end, "7 s have passed")
     info = await stream.info()
     assert component.invocations.empty() and info.num_ack_pending == 1 and info.num_redelivered == 0
     await call.answer()
@@ -330,22 +333,29 @@ async def test_wrong_entries(world, text):
 
 # ---------------------------------------------------------------- coming and going
 
-async def test_stopping_gives_back(world, stream):
+async def test_stopping_gives_back(worlds, server, stream):
     """An order to shut down: what the component has is finished and acknowledged, the rest is free for others at once."""
     await stream.consumer(ack_wait=600)
     await stream.put(*(b"%d" % i for i in range(10)))
-    provider = await world.start(link(world, stream, max_in_flight="1"))
-    component = await world.component(by_hand=True)
-    call = await component.invocation()
-    await call.handshake()
-    await call.params()
-    order = asyncio.create_task(world.host.shutdown())
-    await provider.wait_log("stopping")
-    await call.answer()
-    assert await order == b"shutting down"
-    assert await provider.wait_exit() == 0
-    info = await stream.info()
-    assert info.ack_floor.stream_seq == 1 and info.num_ack_pending == 0
+
+    async def steps():
+        world = await worlds(server)
+        provider = await world.start(link(world, stream, max_in_flight="1"))
+        component = await world.component(by_hand=True)
+        call = await component.invocation()
+        await call.handshake()
+        await call.params()
+        before = (await stream.info()).ack_floor.stream_seq
+        with within(0.2):  # provider.h, SHUTDOWN_MS
+            order = asyncio.create_task(world.host.shutdown())
+            await provider.wait_log("stopping")
+            await call.answer()
+            await flush(world.nc)
+        assert await order == b"shutting down"
+        assert await provider.wait_exit() == 0
+        info = await stream.info()
+        assert info.ack_floor.stream_seq == before + 1 and info.num_ack_pending == 0
+    await in_time(steps)
 
 
 async def test_deleted_link_gives_back(world, stream):

@@ -10,7 +10,7 @@ import pytest
 
 import wire
 from lattice import Host, Provider, World, run_provider, until
-from servers import SLOW, Accounts, free_port, nats_server_version, tls_block
+from servers import DEADLINE, SLOW, Accounts, free_port, nats_server_version, tls_block
 
 
 async def passes(world, far, component="echo", link_name="default", **options):
@@ -19,7 +19,7 @@ async def passes(world, far, component="echo", link_name="default", **options):
     out = await world.listen("check", nc=outside)
     call = await (await world.component(component, serve=False)).publish("check", b"x", link_name=link_name)
     assert call.ok, call
-    assert (await out.next_msg(5)).data == b"x"
+    assert (await out.next_msg(DEADLINE)).data == b"x"
 
 
 # ---------------------------------------------------------------- names

@@ -207,7 +207,7 @@ async def test_bundle_of_32_links(world, servers, authority, form):
     await until(lambda: len(provider.log("connected to")) == 33, "all of them are up", 60 * SLOW)
     for _ in range(2):
         used = await arena_kb(provider) - before
-        assert used < 32 * 120 + 3 * len(bundle) // 1024, f"{used} kB"
+        assert used < 32 * 130 + 3 * len(bundle) // 1024, f"{used} kB"  # a link takes 4 kB more from its server's first PING on, after 2 s
         far.stop()
         await world.host.unhealthy("c0 ")
         far.start()

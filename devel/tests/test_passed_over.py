@@ -119,8 +119,7 @@ async def test_order_too_large(worlds, servers):
     another's."""
     world = await worlds(servers(LARGE))
     provider = await world.start(world.host.consumer_link())
-    await world.host.put(world.host.consumer_link("other", junk="x" * 4_000_000))
-    await world.host.put(world.host.consumer_link("third"))
+    await world.host.put(world.host.consumer_link("other", junk="x" * 4_000_000), world.host.consumer_link("third"))
     await provider.wait_log("link third -> .* connected to")
     await world.host.unhealthy("an order of the host is lost")
 
@@ -311,7 +310,7 @@ async def test_questions_to_jetstream(world, servers):
 async def pushed(world, servers, folder):
     """A stream's server, and a link with plain subscriptions to where push consumers deliver."""
     server = servers('jetstream { store_dir: "%s", max_mem: 64M, max_file: 256M }' % (folder / f"push-{world.lattice}"))
-    js = (await world.client(server)).jetstream(timeout=2 * SLOW)
+    js = (await world.client(server)).jetstream(timeout=DEADLINE)
     await js.add_stream(StreamConfig(name="S", subjects=["orders.>"]))
     return server, js
 

@@ -127,7 +127,7 @@ async def test_inbox_of_consumers(world, servers):
     def config(permissions):
         return f"authorization {{ users: [ {{ user: owner, password: owner }}, {{ user: gateway, password: gw, permissions: {{ {permissions} }} }} ] }}"
     server = servers(config('publish: ">", subscribe: "mine"'), jetstream="64M")
-    js = (await world.client(server, user="owner", password="owner")).jetstream(timeout=4 * SLOW)
+    js = (await world.client(server, user="owner", password="owner")).jetstream(timeout=DEADLINE)
     await js.add_stream(StreamConfig(name="S", subjects=["s.>"]))
     await js.add_consumer("S", ConsumerConfig(durable_name="C", ack_policy="explicit"))
     await world.start(world.host.handler_link(url=server.url.replace("//", "//gateway:gw@"), consumers='[{"stream":"S","consumer":"C"}]'), ready=False)
@@ -146,7 +146,7 @@ async def test_inbox_of_consumers_while_idle(world, servers):
         return ('authorization { users: [ { user: owner, password: owner }, { user: gateway, password: gw, permissions: '
                 f'{{ publish: ">", subscribe: {{ allow: ">", deny: "{denied}" }} }} }} ] }}')
     server = servers(config("_INBOX.*.p.>"), jetstream="64M")
-    js = (await world.client(server, user="owner", password="owner")).jetstream(timeout=4 * SLOW)
+    js = (await world.client(server, user="owner", password="owner")).jetstream(timeout=DEADLINE)
     await js.add_stream(StreamConfig(name="S", subjects=["s.>"]))
     await js.add_consumer("S", ConsumerConfig(durable_name="C", ack_policy="explicit"))
     provider = await world.start(world.host.handler_link(url=server.url.replace("//", "//gateway:gw@"), consumers='[{"stream":"S","consumer":"C"}]'), ready=False)

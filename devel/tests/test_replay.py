@@ -11,7 +11,7 @@ import json
 import pytest
 
 import wire
-from lattice import GOLDEN, flush
+from lattice import DEADLINE, GOLDEN, flush
 
 CAPTURED_XKEY = "XDHE2MSOOYL64XN2ZE6WW7SAD2MTUDBBB4DMBL5ZVCNYHS76CHFEE4XL"
 
@@ -59,7 +59,7 @@ class Replay:
         """Waits for what the provider sent in the capture. Other calls may have got in front of it, its own may not."""
         subject = self.now(line["subject"])
         try:
-            await asyncio.wait_for(self._arrived(subject), 5)
+            await asyncio.wait_for(self._arrived(subject), DEADLINE)
         except asyncio.TimeoutError:
             raise AssertionError(f"never came: {line}\nbut: {self.seen}") from None
         msg = next(m for m in self.seen if m.subject == subject)

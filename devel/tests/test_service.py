@@ -7,6 +7,7 @@ import re
 import pytest
 
 from lattice import flush, until
+from servers import DEADLINE
 
 NAME = "messaging-nats"
 
@@ -17,7 +18,7 @@ async def ask(world, verb, suffix=""):
     await world.nc.publish(f"$SRV.{verb}{suffix}", reply=inbox.subject)
     answers = []
     while True:
-        msg = await inbox.next_msg(5)
+        msg = await inbox.next_msg(DEADLINE)
         answers.append(json.loads(msg.data))
         if answers[-1]["id"] == world.host.data["instance_id"]:
             await inbox.unsubscribe()
@@ -45,7 +46,7 @@ async def test_who_answers(named, verb):
         assert re.fullmatch(r"\d+\.\d+\.\d+", answer["version"]) and answer["metadata"] == {}
     for suffix in (".other", f".{NAME}.other", f".other.{named.host.data['instance_id']}"):
         with pytest.raises(Exception, match="no responders"):
-            await named.nc.request(f"$SRV.{verb}{suffix}", timeout=5)
+            await named.nc.request(f"$SRV.{verb}{suffix}", timeout=DEADLINE)
 
 
 async def test_info(named):
@@ -91,7 +92,7 @@ async def test_slow_calls_take_time(named):
     component = await named.component("echo", serve=False)
     asked = await named.listen(named.s("svc"))
     call = asyncio.ensure_future(component.request(named.s("svc"), b"x", timeout_ms=5000))
-    msg = await asked.next_msg(5)
+    msg = await asked.next_msg(DEADLINE)
     loop = asyncio.get_running_loop()
     since = loop.time()
     in_flight = endpoints(await ask(named, "STATS"))["request-echo-default"]["data"]["in_flight"]
@@ -129,7 +130,7 @@ async def test_off(named):
     """With lattice_service=false nobody answers."""
     await named.start(named.host.consumer_link(), config={"lattice_service": "false"})
     with pytest.raises(Exception, match="no responders"):
-        await named.nc.request(f"$SRV.PING.{NAME}.{named.host.data['instance_id']}", timeout=5)
+        await named.nc.request(f"$SRV.PING.{NAME}.{named.host.data['instance_id']}", timeout=DEADLINE)
 
 
 async def test_forbidden(servers, worlds):

@@ -2,7 +2,9 @@
 """Names as the provider finds them: /etc/hosts and /etc/resolv.conf of its own, and name servers that answer, are cut short, or are
 dead. As root: it gets a mount name space, and name servers have a port below 1024."""
 import contextlib
+import errno
 import os
+import random
 import socket
 import struct
 import threading
@@ -22,17 +24,29 @@ def with_files(folder, hosts="", resolv=""):
 
 
 class NameServer:
-    """Answers on port 53 of a loopback address with these addresses. silent: not at all. cut: over UDP only with the first of them,
+    """Answers on port 53 of a loopback address of its own, `host`, with these addresses. silent: not at all. cut: over UDP only with the first of them,
     and the rest is to be had over TCP, where it takes connections and says nothing. old: a question that may be answered in more
     than 512 bytes (EDNS) gets this code of an error, or none."""
 
-    def __init__(self, host, addresses=(), *, silent=False, cut=False, old=None):
-        self.host, self.addresses, self.silent, self.cut, self.old = host, addresses, silent, cut, old
+    def __init__(self, addresses=(), *, silent=False, cut=False, old=None):
+        self.addresses, self.silent, self.cut, self.old = addresses, silent, cut, old
         self.asked = 0
-        self.udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self.udp.bind((host, 53))
-        self.tcp = socket.create_server((host, 53))
+        while not self._bind():
+            pass  # another test has this one
         threading.Thread(target=self._serve, daemon=True).start()
+
+    def _bind(self):
+        self.host = f"127.{random.randrange(8, 255)}.{random.randrange(256)}.{random.randrange(1, 255)}"
+        self.udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        try:
+            self.udp.bind((self.host, 53))
+            self.tcp = socket.create_server((self.host, 53))
+        except OSError as e:
+            self.udp.close()
+            if e.errno != errno.EADDRINUSE:
+                raise
+            return False
+        return True
 
     def _serve(self):
         with contextlib.suppress(OSError):

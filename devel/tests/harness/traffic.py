@@ -74,14 +74,19 @@ class Traffic:
 
 async def make_stream(nc, name, subject, *, replicas=1, ack_wait=5, max_deliver=-1, **limits):
     """A JetStream stream over a subject, with a pull consumer of the same name; gives the link's `consumers`."""
-    js = nc.jetstream(timeout=3 * SLOW)
+    js, said = nc.jetstream(timeout=3 * SLOW), []
 
     async def made():
-        with contextlib.suppress(nats.errors.Error, nats.js.errors.Error):  # a cluster first has to find a leader, and loses what it is asked before
+        try:
             await js.add_stream(name=name, subjects=[subject], num_replicas=replicas, **limits)
             await js.add_consumer(name, ConsumerConfig(durable_name=name, ack_policy="explicit", ack_wait=ack_wait, max_deliver=max_deliver))
             return True
-    await until(made, f"stream {name}", 120 * SLOW)
+        except (nats.errors.Error, nats.js.errors.Error) as e:  # a cluster first has to find a leader, and loses what it is asked before
+            said[:] = [str(e)]
+    try:
+        await until(made, f"stream {name}", 120 * SLOW)
+    except AssertionError as e:
+        raise AssertionError(f"{e}: {said}") from None
     return json.dumps([{"stream": name, "consumer": name}])
 
 
