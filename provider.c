@@ -2251,11 +2251,12 @@ static bool link_drains(const struct link *l, const struct conn *newer) {
 }
 
 /* Whether what comes by this connection of the link, which serves, or drains as well, has to wait for what
- * comes by an older one, which keeps messages in their order. Not for longer than for the older one's probe,
- * or than a pause. */
+ * comes by an older one, which keeps messages in their order; of consumers alone where it is strict. Not for
+ * longer than for the older one's probe, or than a pause. */
 static bool link_waits_for_older(const struct link *l, const struct conn *c) {
-    if (!l->subscribed || l->next == c) return false;
-    return now_ms < MAX(l->after_ms, l->pause_until_ms) && link_drains(l, c);
+    if (now_ms >= MAX(l->after_ms, l->pause_until_ms) || l->next == c) return false;
+    bool ordered = l->subscribed || (l->delivers && l->max_in_flight == 1);
+    return ordered && link_drains(l, c);
 }
 
 /* Whether what came by the newest connection still waits for what comes by those before: until it has taken

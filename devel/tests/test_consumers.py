@@ -351,6 +351,26 @@ async def test_on_its_way_when_it_ends(worlds, server, stream, order, pause):
     await in_time(steps)
 
 
+async def test_order_over_a_change(world, stream):
+    """One at a time stays in order though what was asked for by the old connection is on its way, and the new one's is quicker."""
+    path = Proxy(stream.server.port)
+    await stream.consumer()
+    handler = link(world, stream, url=path.url, max_in_flight="1")
+    provider = await world.start(handler)
+    component = await world.component()
+    await until(lambda: waits(stream), "its request stands")
+    path.silence("to client")
+    await stream.put(b"1", b"2", b"3")
+    await until(lambda: delivered(stream, CONSUMER, 1), "the first is on its way")
+    await world.host.put(changed(handler, cluster_uris=stream.server.url))
+    await provider.wait_log("link .*connected to", count=2)
+    await asyncio.sleep(0.3)  # in which the others could come
+    path.speak()
+    assert [(await component.next()).body for _ in range(3)] == [b"1", b"2", b"3"]
+    await stream.settled(3)
+    path.close()
+
+
 async def test_told_by_the_connection_that_works(world, stream):
     """The link changes since its path takes nothing any more: what the component had then is acknowledged by the new connection."""
     path = Proxy(stream.server.port)
