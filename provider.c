@@ -4735,10 +4735,10 @@ static void conn_step_draining(struct conn *c) {
     bool busy = needed || conn_takes(c) || now_ms - c->io.acked_ms < STOP_DRAIN_MS ||
                 (!flushed && stop.state == RUNNING && now_ms - c->io.heard_ms < STOP_DRAIN_MS &&
                  now_ms < c->due_ms + LEAVE_MS); /* not for ever, if its server never answers the probe */
-    bool taken_over = c->is_lattice ? c != lattice : c->link && c->link->conn != c;
+    bool delivers = c->is_lattice ? c != lattice : c->link && c->link->delivers;
     bool done = flushed && all && !needed;
     /* what the server was giving to a subscription as that ended may come behind the probe */
-    uint64_t late_ms = taken_over && stop.state == RUNNING ? LATE_MS : 0;
+    uint64_t late_ms = delivers && stop.state == RUNNING ? LATE_MS : 0;
     if (flushed && c->link && c->link->conn != c && !link_drains(c->link, NULL)) c->link->after_ms = 0;
     if (!done) c->io.busy_ms = now_ms;
     if ((done && now_ms - c->io.busy_ms >= late_ms) || (now_ms >= c->due_ms && (!busy || net.wanted))) {

@@ -402,7 +402,8 @@ async def test_order_while_both_are_subscribed(world, cluster):
     path.close()
 
 
-async def test_message_behind_the_probe(world):
+@pytest.mark.parametrize("how", ["change", "delete"])
+async def test_message_behind_the_probe(world, how):
     """nats-server may give a client a message for a subscription a moment after it has answered what came behind the end of that."""
     class Late(Relay):
         sid = ended = None
@@ -421,6 +422,9 @@ async def test_message_behind_the_probe(world):
     link = world.host.handler_link(url=relay.url, subscriptions="in|workers")
     await world.start(link)
     component = await world.component()
-    await world.host.put(changed(link, custom_inbox_prefix="OTHER"))
+    if how == "change":
+        await world.host.put(changed(link, custom_inbox_prefix="OTHER"))
+    else:
+        await world.host.delete(link)
     assert (await component.next()).body == b"late"
     await relay.close()
