@@ -207,6 +207,7 @@ struct conn {
         bool more;            /* there is input that epoll does not see: TLS had read ahead */
         bool hears_lattice;   /* a link's: its server passes the lattice's traffic on to it */
         struct guard guard;   /* reads what the server says */
+        size_t pull_sid;      /* a link's: of the subscription to which consumers deliver */
         bool refused;         /* the server refuses some publishes or subscriptions: see on_refused() */
         bool news;            /* and the log does not have all of it yet */
         struct refusals publishes; /* the publishes among them; net.subs knows of subscriptions */
@@ -347,7 +348,8 @@ struct link {
     bool has_consumers;       /* some places in the table below are, or were, in use */
     uint64_t max_in_flight, handler_timeout_ms;
     struct consumer consumers[CONSUMERS_PER_LINK];
-    struct queue plain;  /* deliveries of subscriptions that wait for the component */
+    uint64_t copies_until_ms; /* until then a request of the connection before may stand */
+    struct queue plain;       /* deliveries of subscriptions that wait for the component */
     struct queue later;  /* those that came by the newest connection, while an older one may bring more */
     struct queue stored; /* deliveries of consumers that do */
     bool stored_turn;    /* which is served next: stored, or plain */
@@ -3642,6 +3644,7 @@ static void link_change(struct link *l, json_t *settings) {
     } else { /* nothing runs that could go on */
         if (l->conn) conn_drain(l->conn, 0);
         l->conn = NULL;
+        l->copies_until_ms = now_ms + PULL_EXPIRES_MS;
         link_apply(l, json_incref(settings));
     }
     json_decref(settings);
@@ -3736,6 +3739,7 @@ static void link_take_over(struct link *l) {
     struct conn *old = l->conn;
     l->conn = l->next;
     l->next = NULL;
+    l->copies_until_ms = now_ms + PULL_EXPIRES_MS;
     if (old) conn_drain(old, LEAVE_MS);
     if (old && old->state == CONN_DRAINING) l->after_ms = now_ms + PROBE_PATIENCE_MS;
     link_apply(l, json_incref(l->conn->settings));
@@ -3816,6 +3820,14 @@ static bool is_overheard(struct conn *c, const char *subject, const char *reply)
     return lattices || own || is_wrpc(subject, reply) || strncmp(subject, "$SRV.", 5) == 0;
 }
 
+/* Whether a copy of what a consumer delivered is ours to handle: not if it came by our inbox as well, or if
+ * another had asked for it, who is to acknowledge it. But the subscription that brings it also makes the
+ * server believe that the inbox of a connection before this one is still there, for as long as the last
+ * request of that stands. */
+static bool copy_is_wanted(const struct consumer *k, const struct conn *c, const struct js_ack *a) {
+    return c == k->link->conn && now_ms < k->link->copies_until_ms && a->number > k->last;
+}
+
 /* Everything that arrives on a link's connection. `msg` is NULL if it was passed over, for this reason. */
 static void link_message(struct conn *c, const char *subject, const char *reply, natsMsg *msg,
                          const char *why) {
@@ -3832,9 +3844,10 @@ static void link_message(struct conn *c, const char *subject, const char *reply,
         if (msg) js_answer(l, subject + c->inbox_len, msg);
     } else if (l->delivers) {
         /* the server delivers what a consumer was asked for under its own subject, with the reply subject
-         * on which it is acknowledged */
+         * on which it is acknowledged. What a subscription with a wildcard brings of that is a copy */
         struct js_ack a;
         struct consumer *k = consumer_of(l, reply, &a);
+        if (k && c->io.guard.sid != c->io.pull_sid && !copy_is_wanted(k, c, &a)) return;
         if (k) js_message(k, c, reply, msg, why, &a);
         else if (!(l->overhears && is_overheard(c, subject, reply)) && !(msg && js_is_push_status(c, msg)))
             on_message(l, c, subject, msg, why);
@@ -4518,6 +4531,7 @@ static bool conn_subscribe(struct conn *c, const char *subject, const char *queu
     net.subs[i].answer = again ? SUB_ASKED : SUB_STANDS;
     net.subs[i].told = told;
     net.subs[i].probe = c->io.probes + 1;
+    if (inbox_kind(c, subject) == 'p') c->io.pull_sid = (size_t)natsSubscription_GetID(net.subs[i].sub);
     if (again) c->io.probe = PROBE_NONE; /* the next one tells */
     return true;
 }

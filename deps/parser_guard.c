@@ -54,6 +54,7 @@ static bool is_message(char first) { return first == 'm' || first == 'h'; }
 /* What a message's line says. */
 struct announced {
     struct span subject, reply;
+    size_t sid;
     size_t head, all; /* bytes of its headers, and of headers and body */
 };
 
@@ -86,6 +87,7 @@ static bool read_line(const char *at, const char *end, struct announced *m) {
     if (n != least && n != least + 1) return false;
     if (strncasecmp(word[0].at, headers ? "HMSG" : "MSG ", 4) != 0 || !is_digits(word[2])) return false;
     m->subject = word[1];
+    if (!read_number(word[2], &m->sid)) m->sid = 0; /* of more digits than nats.c ever gives */
     m->reply = n > least ? word[3] : (struct span){0};
     m->head = 0;
     if (headers && !read_number(word[n - 2], &m->head)) return false;
@@ -107,6 +109,7 @@ static bool has_zero(struct span s) { return s.len > 0 && memchr(s.at, 0, s.len)
 static void begin_message(struct guard *g, const struct announced *m) {
     natsStatus s = NATS_NO_MEMORY;
     const char *zero = has_zero(m->subject) || has_zero(m->reply) ? "a zero byte in its subject" : NULL;
+    g->sid = m->sid;
     if (!zero && (m->all <= GUARD_SMALL || g->takes(g->user, m->all)))
         s = natsMsg_createWithPadding(&g->msg, m->subject.at, (int)m->subject.len, m->reply.at,
                                       (int)m->reply.len, NULL, (int)m->all, 0, (int)m->head);

@@ -29,6 +29,7 @@ struct guard {
     struct servers *named; /* what its INFO says of servers is taken over here */
     const char *wrong;     /* why nothing more was parsed, in words, or NULL */
     size_t wipe;           /* set while a message is taken: so much of its buffer is then wiped */
+    size_t sid;            /* of that message, or of the one that is passed over; 0: none of ours */
 
     bool in_message;   /* the line of a message was read, and not yet the line end behind its payload */
     natsMsg *msg;      /* it; NULL: it is passed over */

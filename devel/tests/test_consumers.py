@@ -392,6 +392,33 @@ async def on_its_own_server(stream):
     return (await stream.info()).num_waiting > 1
 
 
+async def test_what_another_took_from_the_consumer(world, stream):
+    """A link that is subscribed to everything hears what somebody else takes from its consumer: that is not its own to handle, or to
+    acknowledge."""
+    await stream.consumer()
+    await world.start(link(world, stream, subscriptions=">", max_in_flight="1", handler_timeout_ms="60000"), ready=False)
+    await until(lambda: waits(stream), "its request stands")
+    component = await world.component(by_hand=True)
+    await stream.put(b"ours")  # all that it asks for at a time
+    call = await component.invocation()
+    other = await stream.js.pull_subscribe("", durable=CONSUMER, stream=STREAM)
+    await stream.put(b"the other's")
+    [theirs] = await other.fetch(1, timeout=DEADLINE)
+    assert theirs.data == b"the other's"
+    await stream.js._nc.publish("last", b"last")
+    handled = []
+    while b"last" not in handled:
+        await call.handshake()
+        message = await call.params()
+        if message.subject in ("orders.new", "last") and not message.reply_to:
+            handled.append(message.body)  # else as it was published, or what JetStream and those that ask it say
+        await call.answer()
+        call = await component.invocation() if b"last" not in handled else None
+    assert (await stream.info()).num_ack_pending >= 1 and sorted(handled) == [b"last", b"ours"], handled
+    await theirs.ack_sync()
+    await stream.settled(2)
+
+
 async def test_nobody_to_give_it_back_to(world, stream):
     """The connection is away when the link is deleted: the log says of what waits that it comes again later, not that it was given back."""
     path = Proxy(stream.server.port)

@@ -143,6 +143,8 @@ async def test_consumers_message_too_large(world, peers):
             if line[0] != b"PUB":
                 if line[0] == b"PING":
                     await say(writer, b"PONG\r\n")
+                if line[0] == b"SUB" and b".p." in line[1]:
+                    pull_sid = line[-1]
                 continue
             body = (await reader.readexactly(int(line[-1]) + 2))[:-2]
             if b".INFO." in line[1]:
@@ -151,8 +153,8 @@ async def test_consumers_message_too_large(world, peers):
             elif b".MSG.NEXT." in line[1] and not delivered:
                 delivered = True
                 large, small = b"$JS.ACK.S.C.1.1.1.1.0", b"$JS.ACK.S.C.1.2.2.2.0"
-                await say(writer, b"MSG in %s %s 4000000\r\n%s\r\n" % (sid, large, b"x" * 4_000_000))
-                await say(writer, b"MSG in %s %s 5\r\nsmall\r\n" % (sid, small))
+                await say(writer, b"MSG in %s %s 4000000\r\n%s\r\n" % (pull_sid, large, b"x" * 4_000_000))
+                await say(writer, b"MSG in %s %s 5\r\nsmall\r\n" % (pull_sid, small))
             elif line[1].startswith(b"$JS.ACK."):
                 told.append((line[1].split(b".")[5], body))
             elif b".probe." in line[1]:
