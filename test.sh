@@ -12,7 +12,8 @@
 #                      time 15 more for cargo to build the host (devel/example/host/); a second word is the path of another host.
 #                      ECHOES=N calls are made to see that none is lost, and LARGE=N of 1 MB. `make build/bench/reference`
 #                      before, and what wasmCloud's own provider loses is counted, too. `host --wadm` builds wadm, too (some
-#                      10 minutes), and deploys devel/example/wadm.yaml
+#                      10 minutes), and deploys devel/example/wadm.yaml; `host --wash` builds wash (40 minutes
+#                      where both cores have other work, too), and types what README.md says; `host --wadm --wash` does both
 # ./test.sh smoke      what `make test` does: unit tests, and the main paths on the release binary, in less than a minute
 # ./test.sh demo       shows the main job on real input, and tells what happens
 # ./test.sh tour       writes build/tour.html: provider.c from top to bottom, beside it its comments and the messages of a run of the demo
@@ -242,10 +243,10 @@ pack_for_host() {
   XDG_CONFIG_HOME=$PWD/build/host build/par pack "$1" --name "NATS messaging" --vendor test --version 0.0.0 --revision 0 "$2"
 }
 
-# real_host [--wadm] [PATH]   the tests of devel/example/host, with the host at PATH or the one that cargo builds
+# real_host [--wadm] [--wash] [PATH]   the tests of devel/example/host, with the host at PATH or the one that cargo builds
 real_host() {
-  local wadm= host archive=$PWD/build/host/messaging-nats.par.gz machine
-  [ "${1:-}" != --wadm ] || { wadm=yes; shift; }
+  local tools= tool host archive=$PWD/build/host/messaging-nats.par.gz machine
+  while [[ ${1:-} = --wadm || ${1:-} = --wash ]]; do tools+=" build/tools/${1#--}"; shift; done
   host=${1:-build/host/host}
   if [ $# = 0 ] && ! has cargo; then
     echo "There is no cargo to build a host with: install today's stable Rust by rustup (Debian's is too old), or name a host: ./test.sh host PATH" >&2
@@ -260,8 +261,9 @@ real_host() {
   else
     echo "no registry: there is no go to build it with, or it does not build"
   fi
-  [ -z "$wadm" ] || build build/tools/wadm
+  for tool in $tools; do build "$tool"; done
   [ ! -e build/tools/wadm ] || export WADM=$PWD/build/tools/wadm
+  [ ! -e build/tools/wash ] || export WASH=$PWD/build/tools/wash
   machine=$(uname -m)
   mkdir -p build/host
   pack_for_host "$archive" "$machine-linux=build/$native/provider"
@@ -269,11 +271,11 @@ real_host() {
     export REFERENCE_ARCHIVE=$PWD/build/host/reference.par.gz
     pack_for_host "$REFERENCE_ARCHIVE" "$machine-linux=build/bench/reference"
   fi
-  PYTHONPATH=harness HOST=$(realpath "$host") ARCHIVE=$archive black_box "in a real host" "$PWD/build/$native/provider" -c pytest.ini -p conftest ../example/host/test_host.py ../example/host/test_wadm.py -rP
+  PYTHONPATH=harness HOST=$(realpath "$host") ARCHIVE=$archive black_box "in a real host" "$PWD/build/$native/provider" -c pytest.ini -p conftest ../example/host/test_host.py ../example/host/test_wadm.py ../example/host/test_wash.py -rP
 }
 
 case ${1:-} in
-  -h | --help) sed -n '2,23s/^# \{0,1\}//p' "$0"; exit 0 ;;
+  -h | --help) sed -n '2,24s/^# \{0,1\}//p' "$0"; exit 0 ;;
   demo)
     install_missing demo
     python_packages demo

@@ -47,13 +47,13 @@ class Host(Provider):
         self.configs = 0
         self.id = None
 
-    async def begin(self, folder, registry):
+    async def begin(self, folder, registry=None, **others):
         """Starts the host, which may load from the registry without TLS; it unpacks archives into the folder."""
         await self.nc.subscribe(f"wasmbus.evt.{self.lattice}.*", cb=self._happened)
         await flush(self.nc)
         settings = {"NATS_HOST": "127.0.0.1", "NATS_PORT": self.world.server.port, "LATTICE": self.lattice, "ALLOW_FILE_LOAD": "true",
                     "SECRETS_TOPIC": SECRETS, **({"OCI_ALLOWED_INSECURE": registry} if registry else {}),
-                    "PROV_SHUTDOWN_DELAY_MS": 10000}  # 300 ms by default: a busy machine must not fail a test
+                    "PROV_SHUTDOWN_DELAY_MS": 10000, **others}  # 300 ms by default: a busy machine must not fail a test
         env = {f"WASMCLOUD_{name}": str(value) for name, value in settings.items()}
         self.process = await asyncio.create_subprocess_exec(
             HOST, env={**env, "TMPDIR": str(folder)}, limit=2**22,

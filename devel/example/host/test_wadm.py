@@ -63,13 +63,19 @@ async def answers(world, subject):
     await until(answered, f"an answer on {subject}", 2 * PATIENCE)
 
 
-async def test_manifest(world, empty_host, wadm):
-    """wadm.yaml is deployed as it is, but for addresses; a running link changes as it says, by a configuration of another name."""
+def adapted(world):
+    """wadm.yaml as it is, but for addresses."""
     text = (TOP / "devel/example/wadm.yaml").read_text()
     for placeholder, actual in (("file:///path/messaging-nats.par.gz", f"file://{ARCHIVE}"), ("file:///path/echo.wasm", f"file://{COMPONENT}"),
                                 ("nats://127.0.0.1:4222", world.server.url)):
         assert placeholder in text
         text = text.replace(placeholder, actual)
+    return text
+
+
+async def test_manifest(world, empty_host, wadm):
+    """wadm.yaml is deployed as it is, but for addresses; a running link changes as it says, by a configuration of another name."""
+    text = adapted(world)
     await wadm(text)
     await answers(world, "orders.new")
     await wadm(text.replace("name: echo-source", "name: echo-source-2").replace("v0.1.0", "v0.2.0").replace("orders.>", "bills.>"))
