@@ -4752,7 +4752,8 @@ static void conn_step_draining(struct conn *c) {
     bool delivers = c->is_lattice ? c != lattice : c->link && c->link->delivers;
     bool done = flushed && all && !needed;
     /* what the server was giving to a subscription as that ended may come behind the probe */
-    uint64_t late_ms = delivers && stop.state == RUNNING ? LATE_MS : 0;
+    uint64_t late_ms = net.wanted ? LATE_MS : STAY_MS;
+    if (!delivers || stop.state != RUNNING) late_ms = 0;
     if (flushed && c->link && c->link->conn != c && !link_drains(c->link, NULL)) c->link->after_ms = 0;
     if (!done) c->io.busy_ms = now_ms;
     if ((done && now_ms - c->io.busy_ms >= late_ms) || (now_ms >= c->due_ms && (!busy || net.wanted))) {

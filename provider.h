@@ -163,7 +163,8 @@ enum {
     MOVE_AGAIN_MS = 5000,     /* between attempts to leave it */
     LOST_ORDER_MS = 1000,     /* a link that is put so long after an order was lost may be that order's */
     OVERLAP_MS = 500,         /* a cluster's servers tell each other of subscriptions in less */
-    LATE_MS = 100, /* what comes behind a probe though it was meant to come before, does so within */
+    LATE_MS = 100, /* what comes behind a probe though it was meant to come before, does so within; */
+    STAY_MS = 500, /* or within this, on a busy machine: so long the connection stays, if there is a place */
     PROBE_PATIENCE_MS = 2000, /* a probe should be back by then: see is_flushed() */
     NAK_MIN_MS = 1000,        /* to the next delivery of a message that failed; it doubles, */
     NAK_MAX_MS = 60000,       /* up to this */

@@ -415,7 +415,7 @@ async def test_message_behind_the_probe(world, how):
                     self.ended = self.ended or self.sid and b"UNSUB %s" % self.sid[1] in data
                 writer.write(data)
                 if change is self.change and self.ended and b".c.probe." in data:
-                    await asyncio.sleep(0.02)  # so late it is
+                    await asyncio.sleep(0.2)  # so late it may be on a busy machine: provider.h, STAY_MS
                     writer.write(b"MSG in %s 4\r\nlate\r\n" % self.sid[1])
                     self.ended = None
     relay = await Late(world.server.address).open()
