@@ -85,9 +85,10 @@ static bool read_line(const char *at, const char *end, struct announced *m) {
     bool headers = n > 0 && word[0].len == 4;
     size_t least = headers ? 5 : 4; /* words, without a reply subject */
     if (n != least && n != least + 1) return false;
-    if (strncasecmp(word[0].at, headers ? "HMSG" : "MSG ", 4) != 0 || !is_digits(word[2])) return false;
+    if (strncasecmp(word[0].at, headers ? "HMSG" : "MSG ", 4) != 0) return false;
+    /* one of more digits than nats.c ever gives is 0: none of ours */
+    if (!read_number(word[2], &m->sid) && !is_digits(word[2])) return false;
     m->subject = word[1];
-    if (!read_number(word[2], &m->sid)) m->sid = 0; /* of more digits than nats.c ever gives */
     m->reply = n > least ? word[3] : (struct span){0};
     m->head = 0;
     if (headers && !read_number(word[n - 2], &m->head)) return false;
