@@ -154,7 +154,7 @@ async def test_readme(world, host, wash):
     await answers(world, "jobs")
     assert [len(world.server.subscribers(world.s(subject))) for subject in ("orders.>", "jobs")] == [1, 1]
     [inventory] = json.loads(await wash("wash get inventory --output json"))["inventories"]
-    assert [(one["id"], one["image_ref"]) for one in inventory["providers"]] == [(KEY, f"file://{ARCHIVE}")]
+    assert [(one["id"], one["image_ref"].removeprefix("file://")) for one in inventory["providers"]] == [(KEY, str(ARCHIVE))]
     assert len(json.loads(await wash("wash get links --output json"))["links"]) == 2
     pid = host.provider()
     await wash(f"wash stop provider {KEY}")
