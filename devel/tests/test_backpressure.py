@@ -113,5 +113,7 @@ async def test_more_calls_than_slots(world):
     assert (await modest.publish(world.s("x"))).ok
     done = await asyncio.gather(*(call.finish(20 * SLOW) for call in calls))
     assert all(call.failed or call.ok is False for call in done)
-    assert sum(call.value == "nats request timed out: deadline has elapsed" for call in done if not call.failed) >= 256
+    # or, where this process is too busy to acknowledge handshakes in time, one that was accepted makes room for another
+    accepted = ("nats request timed out: deadline has elapsed", "nobody waits for it any more")
+    assert sum(call.value in accepted for call in done if not call.failed) >= 256
     assert (await greedy.publish(world.s("x"))).ok
